@@ -1,0 +1,46 @@
+"""jaxrobust: adversarial robustness in JAX, as pure functions.
+
+Rooms are imported when they are first used, so that the core costs no more than JAX itself.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxrobust.types import AttackResult as AttackResult
+from jaxrobust.types import Classifier as Classifier
+from jaxrobust.types import Code as Code
+from jaxrobust.types import Misclassified as Misclassified
+from jaxrobust.types import Targeted as Targeted
+
+if TYPE_CHECKING:
+    from jaxrobust import attacks, data, evaluate, losses, models, report, sets, training
+
+__version__ = "0.1.0"
+
+_ROOMS = ("attacks", "data", "evaluate", "losses", "models", "report", "sets", "training")
+
+__all__ = [
+    "AttackResult",
+    "Classifier",
+    "Code",
+    "Misclassified",
+    "Targeted",
+    "attacks",
+    "data",
+    "evaluate",
+    "losses",
+    "models",
+    "report",
+    "sets",
+    "training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"jaxrobust.{name}")
+    raise AttributeError(f"module 'jaxrobust' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS])

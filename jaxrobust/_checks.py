@@ -1,0 +1,159 @@
+"""Checks at the door: each raises an error that names the argument, the rule and the received value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.types import Misclassified, Number, Targeted
+
+
+@jax.jit
+def forward(model: Any, images: Any) -> Any:
+    """The compiled forward pass, one for all who need one."""
+    return model(images)
+
+
+@jax.jit
+def _all_finite(leaves: list[Any]) -> Any:
+    return jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
+
+
+def number(name: str, value: Any, *, low: float = 0.0, high: float = np.inf) -> Number:
+    """A Python or NumPy number made canonical (strongly typed, so that it never retraces); anything else as it is."""
+    if isinstance(value, (bool, np.bool_, str, complex)):
+        raise TypeError(f"{name} must be a real number; got {value!r}")
+    if not isinstance(value, (int, float, np.ndarray, np.number)):
+        return value  # an array or tracer, or a placeholder by which JAX rebuilds a pytree
+    array = np.asarray(value, np.float64)
+    if not (np.all(np.isfinite(array)) and np.all(array >= low) and np.all(array <= high)):
+        bounds = f" and in [{low:g}, {high:g}]" if high < np.inf else f" and >= {low:g}" if low > -np.inf else ""
+        raise ValueError(f"{name} must be finite{bounds}; got {value!r}")
+    return array[()]
+
+
+def count(name: str, value: Any, *, low: int = 1) -> int:
+    """A static whole number."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer; got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be >= {low}; got {value}")
+    return int(value)
+
+
+def choice(name: str, value: Any, known: Any) -> Any:
+    """One of the known names."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {sorted(known)}; got {value!r}")
+    return value
+
+
+def is_traced(*trees: Any) -> bool:
+    """Whether any leaf is a tracer, so that values cannot be looked at."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def image_shape(images: Any) -> None:
+    """Rank, dtype and batch size of images."""
+    if not hasattr(images, "dtype") or not hasattr(images, "shape"):
+        raise TypeError(f"images must be an array; got {type(images).__name__}")
+    if not np.issubdtype(images.dtype, np.floating):
+        raise TypeError(f"images must be floating point in [0, 1]; got dtype {images.dtype} (divide uint8 by 255)")
+    if images.ndim != 4:
+        hint = "; add the batch axis: images[None]" if images.ndim == 3 else ""
+        raise ValueError(f"images must have shape (N, H, W, C); got {tuple(images.shape)}{hint}")
+    if 0 in images.shape:
+        raise ValueError(f"images must hold at least one image and pixel; got shape {tuple(images.shape)}")
+
+
+def image_values(images: Any) -> None:
+    """The range of concrete images; float error of 1e-6 outside of [0, 1] is let pass (and clipped by the sets)."""
+    low, high = float(images.min()), float(images.max())
+    if not (low >= -1e-6 and high <= 1 + 1e-6):
+        raise ValueError(
+            f"images must lie in [0, 1] without NaN; got values in [{low:g}, {high:g}] "
+            "(put the model's normalisation inside the model)"
+        )
+
+
+def criterion(labels: Any, images: Any) -> Misclassified | Targeted:
+    """A criterion from integer labels (then success is misclassification) or from a criterion."""
+    if isinstance(labels, (Misclassified, Targeted)):
+        for field, value in vars(labels).items():
+            if value is not None:
+                label_shape(field, value, images)
+        return labels
+    label_shape("labels", labels, images)
+    return Misclassified(labels)
+
+
+def label_shape(name: str, labels: Any, images: Any) -> None:
+    """Rank, dtype and number of labels."""
+    if not hasattr(labels, "dtype") or not np.issubdtype(labels.dtype, np.integer):
+        found = getattr(labels, "dtype", type(labels).__name__)
+        raise TypeError(f"{name} must be an array of integers; got {found}")
+    if labels.shape != (images.shape[0],):
+        raise ValueError(f"{name} must have shape ({images.shape[0]},), one an image; got {tuple(labels.shape)}")
+
+
+def label_values(goal: Misclassified | Targeted, classes: int) -> None:
+    """The range of concrete labels."""
+    for name, labels in vars(goal).items():
+        if labels is not None and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+            raise ValueError(
+                f"{name} must lie in [0, {classes}), the model's classes; got values in "
+                f"[{int(labels.min())}, {int(labels.max())}]"
+            )
+
+
+def logits_shape(model: Any, images: Any) -> int:
+    """The number of classes, from the abstract forward pass; errors are put in the user's terms."""
+    shape = tuple(images.shape)
+    try:
+        out = forward.eval_shape(model, images)
+    except (TypeError, ValueError) as error:
+        hint = ""
+        if shape[1] > shape[3] and shape[1] == shape[2]:
+            hint = f" A model that wants NCHW, here {(shape[0], shape[3], *shape[1:3])}, needs a transpose inside."
+        raise ValueError(f"the model failed on images of shape {shape} (NHWC).{hint} Its own error: {error}") from error
+    if not hasattr(out, "shape") or not np.issubdtype(out.dtype, np.floating):
+        raise TypeError(f"the model must return floating logits (N, K); got {out}")
+    if len(out.shape) != 2 or out.shape[0] != shape[0]:
+        raise ValueError(f"the model must return logits of shape ({shape[0]}, K); got {tuple(out.shape)}")
+    if out.shape[1] < 2:
+        raise ValueError(f"the model must have at least 2 classes; got logits of shape {tuple(out.shape)}")
+    return int(out.shape[1])
+
+
+def model_values(model: Any, images: Any) -> None:
+    """What only running the model on some images can tell: no probabilities, no randomness, not NaN throughout."""
+    first, second = (np.asarray(forward(model, images)) for _ in range(2))
+    if not np.isfinite(first).any():
+        raise ValueError("the model must return finite logits; got only NaN or infinity")
+    if not np.array_equal(first, second, equal_nan=True):
+        raise ValueError(
+            "the model must be deterministic; got different logits for the same images (dropout or BatchNorm in "
+            f"training mode?), differing by up to {np.nanmax(np.abs(first - second)):.3g}"
+        )
+    if first.min() >= 0 and first.max() <= 1 and np.allclose(first.sum(-1), 1, atol=1e-5):
+        raise ValueError(
+            "the model must return logits; got what look like probabilities (all in [0, 1], rows sum to 1): "
+            "drop the softmax, or attack its logarithm"
+        )
+
+
+def finite_params(model: Any) -> None:
+    """Concrete parameters without NaN or infinity."""
+    leaves = [
+        (path, leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model.params)
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    if not leaves:
+        return
+    for (path, _), finite in zip(leaves, np.asarray(_all_finite([leaf for _, leaf in leaves])), strict=True):
+        if not finite:
+            raise ValueError(f"model.params must be finite; got NaN or infinity at {jax.tree_util.keystr(path)}")

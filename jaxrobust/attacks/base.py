@@ -1,0 +1,122 @@
+"""The face every attack shows: it asks for points and is told logits and gradients, about one image at a time."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self
+
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrobust.sets import PerturbationSet
+from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
+
+__all__ = ["REGISTRY", "Attack", "Best", "register"]
+
+State = Any
+Points = Float[Array, "queries height width channels"]
+
+
+@pytree("image", "success", "loss", "size", "forwards", "backwards", "non_finite")
+class Best:
+    """What an attack has booked for one example so far.
+
+    Args:
+        image: (H, W, C), the best point seen: one that meets the criterion first, then the highest loss.
+        success: whether it met the criterion when it was seen.
+        loss: the attack's loss there.
+        size: the perturbation's size there, in the unit of the set's radius.
+        forwards: points asked so far that were meant.
+        backwards: gradients used so far.
+        non_finite: whether any logits seen were NaN or infinite.
+    """
+
+    image: Float[Array, "*batch height width channels"]
+    success: Bool[Array, "*batch"]
+    loss: Float[Array, "*batch"]
+    size: Float[Array, "*batch"]
+    forwards: Int[Array, "*batch"]
+    backwards: Int[Array, "*batch"]
+    non_finite: Bool[Array, "*batch"]
+
+
+class Attack(abc.ABC):
+    """How the adversary searches, about one image; an attack never calls the model, the engine does.
+
+    The engine calls `init` once with the clean logits, which are known anyway; then, `asks` times or until `done`:
+    `ask` (the points to classify), `cotangents` (the directions in logit space to pull back to the points) and
+    `tell`, which first books the points that were asked and then moves. The last ask only books, so its gradients
+    are zeros that the compiler drops.
+
+    Fields that are numbers are traced, structure is static. `restarts` runs start from independent keys, and the
+    engine keeps the best of them.
+    """
+
+    set: PerturbationSet
+    restarts: int
+
+    @property
+    def queries(self) -> int:
+        """Points asked at once (q), static."""
+        return 1
+
+    @property
+    @abc.abstractmethod
+    def asks(self) -> int:
+        """The largest number of asks of one run, static."""
+
+    @abc.abstractmethod
+    def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> State:
+        """The state before the first ask: draws and arranges only, given the clean image's logits (K,)."""
+
+    @abc.abstractmethod
+    def ask(self, state: State) -> Points:
+        """The points (q, H, W, C) to classify next."""
+
+    @abc.abstractmethod
+    def cotangents(self, state: State, logits: Float[Array, "queries classes"]) -> Array:
+        """Directions (q, m, K) in logit space to pull back; m = 0 for an attack that uses no gradients."""
+
+    @abc.abstractmethod
+    def tell(self, state: State, logits: Float[Array, "queries classes"], gradients: Array) -> State:
+        """The state after booking the points asked, given logits (q, K) and image gradients (q, m, H, W, C)."""
+
+    @abc.abstractmethod
+    def done(self, state: State) -> Bool[Array, ""]:
+        """Whether nothing is left to ask."""
+
+    @abc.abstractmethod
+    def best(self, state: State) -> Best:
+        """What has been booked."""
+
+    @abc.abstractmethod
+    def loss_of(self, state: State) -> Float[Array, ""]:
+        """The loss at the point last asked, for pictures of loss against step."""
+
+    def last(self, state: State) -> Image:
+        """The point that would be asked next: what adversarial training trains on."""
+        return self.ask(state)[0]
+
+    def with_radius(self, radius: Number) -> Self:
+        """The same attack on the same set with another radius; traced radii are welcome and never retrace."""
+        return dataclasses.replace(self, set=self.set.with_radius(radius))  # type: ignore[type-var]
+
+
+# name -> a function from a set to the attack with its defaults; every law of the tests runs over attacks x sets
+REGISTRY: dict[str, Callable[[PerturbationSet], Attack]] = {}
+
+
+def register(name: str, make: Callable[[PerturbationSet], Attack]) -> None:
+    """Enter an attack into the table over which laws are tested and tables are made.
+
+    Args:
+        name: how the attack is called in suites and command lines.
+        make: from a set to the attack with its defaults.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in REGISTRY:
+        raise ValueError(f"name must be new in the registry of attacks; got {name!r} again")
+    REGISTRY[name] = make

@@ -1,0 +1,340 @@
+"""The in-jit engine: it alone calls the model, and it alone knows how a loop is best run on this machine."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from jaxrobust import _checks
+from jaxrobust.attacks.base import Attack, Best
+from jaxrobust.types import AttackResult, Classifier, Code, Criterion, Key
+
+__all__ = ["advance", "begin", "conclude", "example_keys", "last_iterate", "merge", "run", "trajectory"]
+
+# XLA:CPU lowers only canonical convolutions well inside a loop (see `_loops_well`); up to this many asks of another
+# model are unrolled into straight-line code instead, which costs compile time in proportion.
+UNROLL = 11
+
+# When an example's search ends before its budget: never (training), where the clean image already met the criterion,
+# or at the first success.
+Stop = Literal["never", "clean", "success"]
+
+
+def example_keys(key: Key, indices: Any) -> Key:
+    """One key an example, fold_in(key, index): an example's result depends on nothing but its key and itself.
+
+    Args:
+        key: the key of the whole run.
+        indices: (N,) integers, the examples' places in their data set.
+
+    Returns:
+        (N,) keys.
+    """
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.asarray(indices, jnp.uint32))
+
+
+def begin(attack: Attack, images: Array, goal: Criterion, keys: Key, logits: Array, restart: Any) -> Any:
+    """The states (N, …) of one run, from images (N, H, W, C), their criteria, keys and clean logits (N, K)."""
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.asarray(restart, jnp.uint32))
+    return jax.vmap(attack.init)(keys, images, goal, logits)
+
+
+def advance(attack: Attack, model: Classifier, states: Any, *, stop: Stop, gradient: bool = True) -> Any:
+    """One ask and tell for every example: one batched forward pass and its pullbacks.
+
+    Args:
+        attack: the attack.
+        model: called once, on all N · q points.
+        states: (N, …).
+        stop: when an example's search ends early; from then on its state is frozen.
+        gradient: False tells zeros instead of gradients, for an ask that only books.
+
+    Returns:
+        The new states.
+    """
+    points = jax.vmap(attack.ask)(states)
+    count, queries = points.shape[:2]
+    flat = points.reshape(-1, *points.shape[2:])
+    if gradient:
+        logits, pull = jax.vjp(model, flat)
+    else:
+        logits = model(flat)
+    logits = logits.reshape(count, queries, -1)
+    if gradient:
+        cotangents = jax.vmap(attack.cotangents)(states, logits)
+        columns = [cotangents[:, :, m].reshape(count * queries, -1) for m in range(cotangents.shape[2])]
+        gradients = (
+            jnp.stack([pull(c)[0] for c in columns], 1) if columns else jnp.zeros((len(flat), 0, *flat.shape[1:]))
+        )
+        gradients = gradients.reshape(count, queries, -1, *flat.shape[1:])
+    else:
+        gradients = jnp.zeros((count, queries, 1, *flat.shape[1:]), flat.dtype)
+
+    def tell(state: Any, logits: Array, gradients: Array) -> Any:
+        frozen = is_finished(attack, state, stop)
+        new = attack.tell(state, logits, gradients)
+        return jax.tree.map(lambda n, o: o if n is o else jnp.where(frozen, o, n), new, state)
+
+    return jax.vmap(tell)(states, logits, gradients)
+
+
+def is_finished(attack: Attack, state: Any, stop: Stop) -> Array:
+    """Whether one example's search is over."""
+    return attack.done(state) | _ended(attack.best(state), stop)
+
+
+def _ended(best: Best, stop: Stop) -> Array:
+    if stop == "never":
+        return jnp.zeros_like(best.success)
+    if stop == "clean":
+        return best.success & (best.forwards == 0)
+    return best.success
+
+
+def merge(first: Best, second: Best, *, stop: Stop) -> Best:
+    """The better of two runs' bookings (success first, then loss); a second run after the end never happened."""
+    happened = ~_ended(first, stop)
+    better = (second.success & ~first.success) | ((second.success == first.success) & (second.loss > first.loss))
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where((happened & better).reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
+
+    return Best(
+        image=choose(second.image, first.image),
+        success=choose(second.success, first.success),
+        loss=choose(second.loss, first.loss),
+        size=choose(second.size, first.size),
+        forwards=first.forwards + jnp.where(happened, second.forwards, 0),
+        backwards=first.backwards + jnp.where(happened, second.backwards, 0),
+        non_finite=first.non_finite | (happened & second.non_finite),
+    )
+
+
+def conclude(model: Classifier, goal: Criterion, best: Best) -> AttackResult:
+    """The result (N, …) of what was booked: success is claimed only where a fresh forward pass confirms it."""
+    confirmed = jax.vmap(lambda goal, logits: goal.met(logits))(goal, model(best.image))
+    failed = jnp.where(best.success, Code.DISAGREED, jnp.where(best.non_finite, Code.NON_FINITE, Code.RAN))
+    won = jnp.where(best.forwards == 0, Code.ALREADY, Code.RAN)
+    return AttackResult(
+        images=best.image,
+        success=best.success & confirmed,
+        loss=best.loss,
+        size=best.size,
+        forwards=best.forwards + 1,
+        backwards=best.backwards,
+        code=jnp.where(best.success & confirmed, won, failed).astype(jnp.int32),
+    )
+
+
+def search(
+    attack: Attack, model: Classifier, images: Array, goal: Criterion, keys: Key, *, stop: Stop, unroll: bool
+) -> AttackResult:
+    """The whole attack as one pure program."""
+    logits = model(images)
+
+    def one_run(restart: Any) -> Best:
+        states = begin(attack, images, goal, keys, logits, restart)
+        states = _repeat(attack, model, states, attack.asks - 1, stop=stop, unroll=unroll)
+        states = advance(attack, model, states, stop=stop, gradient=False)
+        return jax.vmap(attack.best)(states)
+
+    best = one_run(0)
+    if attack.restarts > 1:
+        later = jnp.arange(1, attack.restarts)
+        best, _ = lax.scan(lambda best, r: (merge(best, one_run(r), stop=stop), None), best, later)
+    return conclude(model, goal, best)
+
+
+def _repeat(attack: Attack, model: Classifier, states: Any, times: int, *, stop: Stop, unroll: bool) -> Any:
+    if unroll:
+        for _ in range(times):
+            states = advance(attack, model, states, stop=stop)
+        return states
+    return lax.scan(lambda s, _: (advance(attack, model, s, stop=stop), None), states, length=times)[0]
+
+
+_search = jax.jit(search, static_argnames=("stop", "unroll"))
+_begin = jax.jit(begin)
+_advance = jax.jit(advance, static_argnames=("stop", "gradient"), donate_argnames="states")
+_best = jax.jit(lambda attack, states: jax.vmap(attack.best)(states))
+_merge = jax.jit(merge, static_argnames="stop")
+_conclude = jax.jit(conclude)
+
+
+def run(
+    attack: Attack,
+    model: Classifier,
+    images: Any,
+    labels: Any,
+    *,
+    key: Key,
+    indices: Any = None,
+    early_stop: bool = False,
+    check: bool = True,
+) -> AttackResult:
+    """Attack a batch of images.
+
+    Pure: it can be called inside `jit`, and `vmap` over the attack's numbers, the key or the parameters works. Called
+    outside, it compiles itself once for all radii, step sizes, parameters and data of one shape.
+
+    Args:
+        attack: such as `attacks.pgd(sets.Linf(8 / 255))`.
+        model: the classifier.
+        images: (N, H, W, C) floating point in [0, 1].
+        labels: (N,) true labels, integer; or a criterion, such as `Targeted(targets)`.
+        key: makes all randomness; example i uses fold_in(key, indices[i]).
+        indices: (N,) integers, the examples' places in their data set; by default 0 … N−1. With them a result does
+            not depend on the batch in which an example comes.
+        early_stop: whether success ends an example's search, so that the first success is returned, not the one of
+            highest loss. It saves no time here; the lanes of `evaluate` turn it into speed.
+        check: whether to look at values (range, finiteness, determinism), which runs the model on up to eight
+            images, twice. Under `jit` values cannot be looked at.
+
+    Returns:
+        The result, one entry an example.
+
+    Raises:
+        TypeError: images or labels of the wrong dtype.
+        ValueError: wrong shapes, images outside of [0, 1], labels out of range, non-finite parameters, a model that
+            returns probabilities, random or no (N, K) logits.
+
+    Example:
+        >>> model = Classifier.from_function(lambda x: x.reshape(x.shape[0], -1)[:, :2])
+        >>> attack = jr.attacks.pgd(jr.sets.Linf(0.1), steps=5)
+        >>> result = run(attack, model, images, labels, key=jax.random.key(0))  # doctest: +SKIP
+    """
+    _check_attack(attack)
+    _checks.image_shape(images)
+    goal = _checks.criterion(labels, images)
+    classes = _checks.logits_shape(model, images)
+    traced = _checks.is_traced(attack, model, images, goal, key)
+    if check and not traced:
+        check_values(attack, model, images, goal, classes)
+    images = jnp.clip(jnp.asarray(images), 0, 1)
+    goal = jax.tree.map(jnp.asarray, goal)
+    keys = example_keys(key, jnp.arange(images.shape[0]) if indices is None else indices)
+    stop: Stop = "success" if early_stop else "clean"
+    loops_well = jax.default_backend() != "cpu" or _loops_well(model, images)
+    unroll = not loops_well and attack.asks <= UNROLL and attack.restarts == 1
+    if traced or loops_well or unroll:
+        return _search(attack, model, images, goal, keys, stop=stop, unroll=unroll)
+    return _stepped(attack, model, images, goal, keys, stop=stop)
+
+
+def _stepped(
+    attack: Attack, model: Classifier, images: Array, goal: Criterion, keys: Key, *, stop: Stop
+) -> AttackResult:
+    """`search` with its loops in Python, for models whose convolutions XLA:CPU would run naively inside a loop."""
+    logits = _checks.forward(model, images)
+    best = None
+    for restart in range(attack.restarts):
+        states = _begin(attack, images, goal, keys, logits, restart)
+        for ask in range(attack.asks):
+            states = _advance(attack, model, states, stop=stop, gradient=ask < attack.asks - 1)
+        found = _best(attack, states)
+        best = found if best is None else _merge(best, found, stop=stop)
+    return _conclude(model, goal, best)
+
+
+def last_iterate(attack: Attack, model: Classifier, images: Array, goal: Criterion, keys: Key) -> Array:
+    """The images on which adversarial training trains: the last iterate, without the passes that only book.
+
+    Pure and to be called inside the compiled training step; nothing is checked.
+
+    Args:
+        attack: the attack; its restarts do not count.
+        model: the classifier in the mode in which to craft.
+        images: (N, H, W, C) in [0, 1].
+        goal: the criterion, usually `Misclassified(labels)`.
+        keys: (N,) keys, see `example_keys`.
+
+    Returns:
+        (N, H, W, C), with gradients stopped.
+    """
+    images, model = lax.stop_gradient((images, model))
+    states = begin(attack, images, goal, keys, model(images), 0)
+    unroll = jax.default_backend() == "cpu" and attack.asks <= UNROLL and not _loops_well(model, images)
+    states = _repeat(attack, model, states, attack.asks - 1, stop="never", unroll=unroll)
+    return lax.stop_gradient(jax.vmap(attack.last)(states))
+
+
+def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, key: Key) -> Array:
+    """The attack's loss at every point it asks, to see whether it has converged.
+
+    Args:
+        attack: the attack; the first run is followed.
+        model: the classifier.
+        images: (N, H, W, C) in [0, 1].
+        labels: (N,) labels or a criterion.
+        key: as in `run`.
+
+    Returns:
+        (asks, N) losses; an example that is misclassified from the start keeps its clean loss.
+    """
+    _checks.image_shape(images)
+    goal = jax.tree.map(jnp.asarray, _checks.criterion(labels, images))
+    keys = example_keys(key, jnp.arange(images.shape[0]))
+    images = jnp.asarray(images)
+    states = _begin(attack, images, goal, keys, _checks.forward(model, images), 0)
+    losses = []
+    for _ in range(attack.asks):
+        states = _advance(attack, model, states, stop="clean")
+        losses.append(jax.vmap(attack.loss_of)(states))
+    return jnp.stack(losses)
+
+
+def check_values(attack: Attack, model: Classifier, images: Any, goal: Criterion, classes: int) -> None:
+    """All that looking at values can tell at the door; see `run`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(attack):
+        _checks.number(f"attack{jax.tree_util.keystr(path)}", jax.device_get(leaf), low=-jnp.inf)
+    _checks.number("radius", jax.device_get(attack.set.radius))
+    _checks.image_values(images)
+    _checks.label_values(goal, classes)
+    _checks.finite_params(model)
+    _checks.model_values(model, jnp.clip(jnp.asarray(images[:8]), 0, 1))
+
+
+def _check_attack(attack: Any) -> None:
+    if not isinstance(attack, Attack):
+        raise TypeError(f"attack must be an Attack such as attacks.pgd(sets.Linf(8 / 255)); got {attack!r}")
+
+
+def _loops_well(model: Classifier, images: Array) -> bool:
+    """Whether XLA:CPU would run the model's gradient inside a loop as fast as outside.
+
+    It brings convolutions to the form its fast kernels want (NHWC, HWIO) only in the entry computation; in the body
+    of a loop any other form, such as the usual transpose of a convolution, runs 5 to 20 times slower. So the
+    gradient's program is read for its convolutions. `models.layers.Conv` keeps the form.
+    """
+
+    def gradient(images: Array) -> Any:
+        logits, pull = jax.vjp(model, images)
+        return pull(logits)
+
+    shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    return all(_canonical(equation) for equation in _equations(jax.make_jaxpr(gradient)(shape).jaxpr))
+
+
+def _equations(jaxpr: Any) -> Any:
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from _equations(inner)
+
+
+def _canonical(equation: Any) -> bool:
+    if equation.primitive.name != "conv_general_dilated":
+        return True
+    spec = equation.params["dimension_numbers"]
+    rank = len(spec.lhs_spec)
+    space = tuple(range(rank - 2))
+    image = (0, rank - 1, *(i + 1 for i in space))
+    return spec.lhs_spec == image and spec.out_spec == image and spec.rhs_spec == (rank - 1, rank - 2, *space)

@@ -1,0 +1,385 @@
+"""The gradient-ascent family: FGSM, R+FGSM, RS-FGSM, BIM, least-likely class, PGD and MI-FGSM are one attack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxrobust import _checks
+from jaxrobust.attacks.base import Attack, Best, Points, register
+from jaxrobust.losses import attack_loss
+from jaxrobust.sets import Linf, PerturbationSet
+from jaxrobust.types import Criterion, Image, Key, Logits, Number, Targeted, pytree
+
+__all__ = ["PGD", "bim", "fgsm", "least_likely", "mi_fgsm", "pgd", "r_fgsm", "rs_fgsm"]
+
+Loss = str | Callable[..., Any]
+
+
+@pytree("x", "goal", "aim", "theta", "velocity", "asked", "loss", "best_theta", "best_loss", "success", "non_finite")
+class PGDState:
+    """One example's search: where it stands (θ, velocity, asked) and what it has booked (best_*, success)."""
+
+    x: Any
+    goal: Criterion  # what counts as success
+    aim: Criterion  # what the loss is about
+    theta: Any
+    velocity: Any
+    asked: Any
+    loss: Any  # at the point last asked
+    best_theta: Any
+    best_loss: Any
+    success: Any
+    non_finite: Any
+
+
+@pytree("set", "step_size", "relative_step_size", "start_size", "momentum")
+class PGD(Attack):
+    """Projected gradient ascent on any perturbation set: θ ← P(ascend(θ, ∇_θ ℓ, α)); see the functions below.
+
+    Args:
+        set: what the adversary may do.
+        steps: gradient steps of a run, ≥ 1 (static).
+        step_size: α in the unit of the radius; None takes `relative_step_size` · radius.
+        relative_step_size: α as a fraction of the radius.
+        restarts: independent runs, ≥ 1 (static); the engine keeps the best.
+        start: "clean", "random" (a sample of the set) or "noise" (a step of `start_size` · radius along Gaussian
+            noise).
+        start_size: see `start`.
+        momentum: decay μ of the accumulated gradient, normalised by its l1 norm each step; None for none.
+        loss: a name of `losses.LOSSES` or a function of (logits (K,), criterion), ascended.
+        aim: "goal" ascends the loss of the criterion itself; "least_likely" aims at the class to which the clean
+            image's logits give the lowest value, whatever the criterion counts as success.
+    """
+
+    set: PerturbationSet
+    steps: int
+    step_size: Number | None = None
+    relative_step_size: Number | None = None
+    restarts: int = 1
+    start: Literal["clean", "random", "noise"] = "random"
+    start_size: Number | None = None
+    momentum: Number | None = None
+    loss: Loss = "cross_entropy"
+    aim: Literal["goal", "least_likely"] = "goal"
+
+    def __post_init__(self) -> None:
+        if self.set is not None and isinstance(self.set, type):
+            raise TypeError(f"set must be a perturbation set such as Linf(8 / 255); got the class {self.set!r}")
+        _checks.count("steps", self.steps)
+        _checks.count("restarts", self.restarts)
+        _checks.choice("start", self.start, ("clean", "random", "noise"))
+        _checks.choice("aim", self.aim, ("goal", "least_likely"))
+        if self.restarts > 1 and self.start == "clean":
+            raise ValueError(f"restarts must be 1 without a random start; got {self.restarts} equal runs")
+        for name in ("step_size", "relative_step_size", "start_size", "momentum"):
+            object.__setattr__(self, name, _checks.number(name, getattr(self, name)))
+
+    @property
+    def asks(self) -> int:
+        """Every iterate is asked, the start and the last one too."""
+        return self.steps + 1
+
+    def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> PGDState:
+        """The start of one run; the clean image is booked first."""
+        identity = self.set.init(x)
+        if self.start == "random":
+            theta = self.set.sample(key, x)
+        elif self.start == "noise":
+            noise = jax.random.normal(key, x.shape, x.dtype)
+            size = self._scaled(self.start_size, x)
+            gradient = self.set.pullback(x, identity, noise)
+            theta = self.set.project(x, self.set.ascend(x, identity, gradient, size))
+        else:
+            theta = identity
+        aim = goal if self.aim == "goal" else Targeted(jnp.argmin(logits), getattr(goal, "label", None))
+        loss = self._loss(logits, aim)
+        return PGDState(
+            x=x,
+            goal=goal,
+            aim=aim,
+            theta=theta,
+            velocity=None if self.momentum is None else jax.tree.map(jnp.zeros_like, theta),
+            asked=jnp.zeros((), jnp.int32),
+            loss=loss,
+            best_theta=identity,
+            best_loss=loss,
+            success=goal.met(logits),
+            non_finite=~jnp.all(jnp.isfinite(logits)),
+        )
+
+    def ask(self, state: PGDState) -> Points:
+        """The current iterate."""
+        return self.set.apply(state.x, state.theta)[None]
+
+    def cotangents(self, state: PGDState, logits: Float[Array, "queries classes"]) -> Array:
+        """The gradient of the loss at the logits."""
+        return jax.grad(self._loss)(logits[0], state.aim)[None, None]
+
+    def tell(self, state: PGDState, logits: Float[Array, "queries classes"], gradients: Array) -> PGDState:
+        """Books the iterate if it is better (success first, then loss), then steps and projects."""
+        loss, success = self._loss(logits[0], state.aim), state.goal.met(logits[0])
+        better = (success & ~state.success) | ((success == state.success) & (loss > state.best_loss))
+        gradient = self.set.pullback(state.x, state.theta, jnp.where(jnp.isfinite(gradients), gradients, 0)[0, 0])
+        velocity = state.velocity
+        if self.momentum is not None:
+            total = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(gradient))
+            share = 1 / jnp.where(total > 0, total, 1)
+            decay = jnp.asarray(self.momentum).astype(state.x.dtype)
+            velocity = gradient = jax.tree.map(lambda v, g: decay * v + share * g, velocity, gradient)
+        size = self._step_size(state.x)
+        theta = self.set.project(state.x, self.set.ascend(state.x, state.theta, gradient, size))
+        return PGDState(
+            x=state.x,
+            goal=state.goal,
+            aim=state.aim,
+            theta=theta,
+            velocity=velocity,
+            asked=state.asked + 1,
+            loss=loss,
+            best_theta=jax.tree.map(lambda new, old: jnp.where(better, new, old), state.theta, state.best_theta),
+            best_loss=jnp.where(better, loss, state.best_loss),
+            success=state.success | success,
+            non_finite=state.non_finite | ~jnp.all(jnp.isfinite(logits)),
+        )
+
+    def done(self, state: PGDState) -> Bool[Array, ""]:
+        """Whether the last iterate has been asked."""
+        return state.asked > self.steps
+
+    def best(self, state: PGDState) -> Best:
+        """The best iterate, the clean image among them."""
+        return Best(
+            image=self.set.apply(state.x, state.best_theta),
+            success=state.success,
+            loss=state.best_loss,
+            size=self.set.size(state.x, state.best_theta),
+            forwards=state.asked,
+            backwards=jnp.minimum(state.asked, self.steps),
+            non_finite=state.non_finite,
+        )
+
+    def loss_of(self, state: PGDState) -> Float[Array, ""]:
+        """The loss at the iterate last asked."""
+        return state.loss
+
+    def _loss(self, logits: Logits, aim: Criterion) -> Float[Array, ""]:
+        loss = attack_loss(self.loss, logits, aim)
+        return jnp.where(jnp.isnan(loss), -jnp.inf, loss)
+
+    def _scaled(self, fraction: Number, x: Image) -> Float[Array, ""]:
+        return jnp.asarray(fraction).astype(x.dtype) * jnp.asarray(self.set.radius).astype(x.dtype)
+
+    def _step_size(self, x: Image) -> Float[Array, ""]:
+        if self.step_size is not None:
+            return jnp.asarray(self.step_size).astype(x.dtype)
+        return self._scaled(self.relative_step_size, x)
+
+    def __str__(self) -> str:
+        start = "" if self.start == "clean" else f", {self.start} start"
+        runs = "" if self.restarts == 1 else f", {self.restarts} restarts"
+        loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", "custom loss")
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        return f"gradient ascent in {self.set}, {steps}{start}{runs}, {loss.replace('_', '-')}"
+
+
+def pgd(
+    set: PerturbationSet,
+    *,
+    steps: int = 40,
+    step_size: Number | None = None,
+    relative_step_size: Number | None = None,
+    restarts: int = 1,
+    random_start: bool = True,
+    momentum: Number | None = None,
+    loss: Loss = "cross_entropy",
+) -> PGD:
+    """Projected gradient descent, the standard first-order attack, on any perturbation set.
+
+    θ₀ is a random member of the set, then θ ← P(ascend(θ, ∇_θ ℓ, α)): for `Linf` x ← clip(x + α sign ∇ℓ) in the ball
+    and the box, for `L2` along ∇ℓ/‖∇ℓ‖₂, for `L1` along the largest entries. The best iterate is kept.
+
+    Args:
+        set: what the adversary may do.
+        steps: gradient steps of a run, ≥ 1. Typical: 10 in training, 20–100 in evaluation.
+        step_size: α in the unit of the radius.
+        relative_step_size: α as a fraction of the radius; the default is 2.5/steps, which fits any number of steps.
+        restarts: independent runs from new random starts; the best point of all is kept.
+        random_start: whether to start from a sample of the set rather than the clean image.
+        momentum: as in `mi_fgsm`; None for none.
+        loss: "cross_entropy", "margin", "dlr" or a function of (logits (K,), criterion), ascended. With a `Targeted`
+            criterion the targeted form is taken.
+
+    Returns:
+        The attack, for `attacks.run`, `evaluate.robustness` and training.
+
+    Raises:
+        ValueError: steps or restarts below 1, a step size that is negative or not finite, or both kinds of it.
+
+    Example:
+        >>> str(pgd(Linf(0.3), steps=10))
+        'gradient ascent in Linf(0.3), 10 steps, random start, cross-entropy'
+
+    Reference:
+        Madry et al., 2018, arXiv:1706.06083. The original returns the last iterate; this keeps the best one.
+    """
+    if step_size is not None and relative_step_size is not None:
+        raise ValueError(
+            f"step_size and relative_step_size exclude each other; got {step_size} and {relative_step_size}"
+        )
+    if step_size is None and relative_step_size is None:
+        relative_step_size = 2.5 / _checks.count("steps", steps)
+    return PGD(
+        set,
+        steps=steps,
+        step_size=step_size,
+        relative_step_size=relative_step_size,
+        restarts=restarts,
+        start="random" if random_start else "clean",
+        momentum=momentum,
+        loss=loss,
+    )
+
+
+def fgsm(set: PerturbationSet, *, loss: Loss = "cross_entropy") -> PGD:
+    """The fast gradient sign method: one step of the whole radius from the clean image.
+
+    For `Linf`, x' = clip(x + ε sign ∇ℓ(x)), the exact maximiser for a linear model; for other sets their own
+    steepest ascent.
+
+    Args:
+        set: what the adversary may do.
+        loss: as in `pgd`.
+
+    Returns:
+        The attack.
+
+    Reference:
+        Goodfellow et al., 2015, arXiv:1412.6572. Where the step lowers the loss, the clean image is returned.
+    """
+    return PGD(set, steps=1, relative_step_size=1.0, start="clean", loss=loss)
+
+
+def r_fgsm(set: PerturbationSet, *, relative_start_size: Number = 0.5, loss: Loss = "cross_entropy") -> PGD:
+    """R+FGSM: a small step along Gaussian noise, then one gradient step of what is left of the radius.
+
+    For `Linf`, x₁ = x + α sign N(0, I) and x' = x₁ + (ε − α) sign ∇ℓ(x₁).
+
+    Args:
+        set: what the adversary may do.
+        relative_start_size: α/ε in [0, 1]. The paper has 1/2, its released script 0.05/0.3.
+        loss: as in `pgd`.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ValueError: relative_start_size outside of [0, 1].
+
+    Reference:
+        Tramèr et al., 2018, arXiv:1705.07204.
+    """
+    start_size = _checks.number("relative_start_size", relative_start_size, high=1.0)
+    return PGD(set, steps=1, relative_step_size=1 - start_size, start="noise", start_size=start_size, loss=loss)
+
+
+def rs_fgsm(set: PerturbationSet, *, relative_step_size: Number = 1.25, loss: Loss = "cross_entropy") -> PGD:
+    """RS-FGSM, the "fast" attack: a random start in the set, one step of 1.25 radii, projection.
+
+    Args:
+        set: what the adversary may do.
+        relative_step_size: α as a fraction of the radius.
+        loss: as in `pgd`.
+
+    Returns:
+        The attack.
+
+    Reference:
+        Wong, Rice and Kolter, 2020, arXiv:2001.03994.
+    """
+    return PGD(set, steps=1, relative_step_size=relative_step_size, start="random", loss=loss)
+
+
+def bim(
+    set: PerturbationSet, *, steps: int | None = None, step_size: Number | None = None, loss: Loss = "cross_entropy"
+) -> PGD:
+    """The basic iterative method: gradient ascent from the clean image.
+
+    Args:
+        set: what the adversary may do.
+        steps: by default ⌈min(255 ε + 4, 1.25 · 255 ε)⌉ for a `Linf` of known radius ε, else 10.
+        step_size: α; by default 1/255 for `Linf`, else a fifth of the radius.
+        loss: as in `pgd`.
+
+    Returns:
+        The attack.
+
+    Reference:
+        Kurakin et al., 2017, arXiv:1607.02533 (l∞); Foolbox's defaults for the other sets.
+    """
+    known = isinstance(set, Linf) and isinstance(set.radius, float)
+    if steps is None:
+        steps = max(math.ceil(min(255 * set.radius + 4, 1.25 * 255 * set.radius)), 1) if known else 10
+    if step_size is None and isinstance(set, Linf):
+        step_size = 1 / 255
+    relative = 0.2 if step_size is None else None
+    return PGD(set, steps=steps, step_size=step_size, relative_step_size=relative, start="clean", loss=loss)
+
+
+def least_likely(
+    set: PerturbationSet, *, steps: int | None = None, step_size: Number | None = None, loss: Loss = "cross_entropy"
+) -> PGD:
+    """The iterative least-likely class method: `bim` towards the class that the clean image is least likely to be.
+
+    Success stays what the criterion says; with labels that is misclassification.
+
+    Args:
+        set: what the adversary may do.
+        steps: as in `bim`; 1 gives the one-step variant.
+        step_size: as in `bim`.
+        loss: as in `pgd`, in its targeted form.
+
+    Returns:
+        The attack.
+
+    Reference:
+        Kurakin et al., 2017, arXiv:1607.02533.
+    """
+    plain = bim(set, steps=steps, step_size=step_size, loss=loss)
+    return PGD(**{**vars(plain), "aim": "least_likely"})
+
+
+def mi_fgsm(set: PerturbationSet, *, steps: int = 10, momentum: Number = 1.0, loss: Loss = "cross_entropy") -> PGD:
+    """Momentum iterative FGSM: g ← μ g + ∇ℓ/‖∇ℓ‖₁ and a step of radius/steps along g, from the clean image.
+
+    Args:
+        set: what the adversary may do; the paper has `Linf(16 / 255)`.
+        steps: T ≥ 1.
+        momentum: μ ≥ 0; 0 is `bim` with α = ε/T.
+        loss: as in `pgd`.
+
+    Returns:
+        The attack.
+
+    Reference:
+        Dong et al., 2018, arXiv:1710.06081.
+    """
+    relative = 1.0 / _checks.count("steps", steps)
+    return PGD(set, steps=steps, relative_step_size=relative, start="clean", momentum=momentum, loss=loss)
+
+
+for _name, _make in {
+    "pgd": pgd,
+    "fgsm": fgsm,
+    "r_fgsm": r_fgsm,
+    "rs_fgsm": rs_fgsm,
+    "bim": bim,
+    "least_likely": least_likely,
+    "mi_fgsm": mi_fgsm,
+}.items():
+    register(_name, _make)

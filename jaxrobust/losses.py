@@ -1,0 +1,215 @@
+"""Losses of one example: logits (K,) in, one number out. Attacks ascend them, training descends cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxrobust.types import Criterion, Logits, Targeted
+
+__all__ = [
+    "LOSSES",
+    "attack_loss",
+    "cross_entropy",
+    "dlr",
+    "kl_divergence",
+    "margin",
+    "targeted_cross_entropy",
+    "targeted_dlr",
+    "targeted_margin",
+]
+
+Label = Int[Array, ""] | int
+Scalar = Float[Array, ""]
+
+
+def _others(logits: Logits, label: Label) -> Logits:
+    """The logits with the label's own masked out by −∞, which no finite constant can replace for large logits."""
+    return jnp.where(jnp.arange(logits.shape[0]) == label, -jnp.inf, logits)
+
+
+def cross_entropy(logits: Logits, label: Label) -> Scalar:
+    """Cross-entropy −log softmax_y(z), with a gradient that survives saturation.
+
+    Written as softplus(log Σ_{k≠y} exp z_k − z_y): the textbook form loses the gradient as soon as the float32
+    softmax rounds to one (a margin of 17), this one keeps it up to a margin of about 87.
+
+    Args:
+        logits: (K,), K ≥ 2.
+        label: the class y, integer in [0, K).
+
+    Returns:
+        A number ≥ 0.
+
+    Example:
+        >>> float(cross_entropy(jnp.zeros(2), 0))  # log 2
+        0.6931471824645996
+    """
+    return jax.nn.softplus(jax.nn.logsumexp(_others(logits, label)) - logits[label])
+
+
+def targeted_cross_entropy(logits: Logits, target: Label) -> Scalar:
+    """Targeted cross-entropy log softmax_t(z): ascending it raises the target's probability.
+
+    Args:
+        logits: (K,), K ≥ 2.
+        target: the class t, integer in [0, K).
+
+    Returns:
+        A number ≤ 0.
+    """
+    return -cross_entropy(logits, target)
+
+
+def margin(logits: Logits, label: Label, *, confidence: float = jnp.inf) -> Scalar:
+    """The Carlini–Wagner margin min(max_{k≠y} z_k − z_y, κ): positive when misclassified.
+
+    Args:
+        logits: (K,), K ≥ 2.
+        label: the class y, integer in [0, K).
+        confidence: κ; ∞ keeps pushing after success, 0 stops at the boundary.
+
+    Returns:
+        A number ≤ κ.
+
+    Example:
+        >>> float(margin(jnp.array([4.0, 2.0, 1.0, 0.0]), 0))
+        -2.0
+
+    Reference:
+        Carlini and Wagner, 2017, arXiv:1608.04644.
+    """
+    return jnp.minimum(jnp.max(_others(logits, label)) - logits[label], jnp.asarray(confidence, logits.dtype))
+
+
+def targeted_margin(logits: Logits, target: Label, *, confidence: float = jnp.inf) -> Scalar:
+    """The targeted margin min(z_t − max_{k≠t} z_k, κ): positive when the target is predicted.
+
+    Args:
+        logits: (K,), K ≥ 2.
+        target: the class t, integer in [0, K).
+        confidence: κ, as in `margin`.
+
+    Returns:
+        A number ≤ κ.
+
+    Reference:
+        Carlini and Wagner, 2017, arXiv:1608.04644.
+    """
+    return jnp.minimum(logits[target] - jnp.max(_others(logits, target)), jnp.asarray(confidence, logits.dtype))
+
+
+def dlr(logits: Logits, label: Label) -> Scalar:
+    """Difference of logits ratio −(z_y − max_{k≠y} z_k)/(z_π1 − z_π3), free of the logits' shift and scale.
+
+    z_π1 ≥ z_π2 ≥ … are the sorted logits. A correctly classified point lies in [−1, 0]. With K = 2 there is no z_π3,
+    and the margin takes its place.
+
+    Args:
+        logits: (K,), K ≥ 2.
+        label: the class y, integer in [0, K).
+
+    Returns:
+        A number ≥ −1.
+
+    Example:
+        >>> round(float(dlr(jnp.array([4.0, 2.0, 1.0, 0.0]), 0)), 4)
+        -0.6667
+
+    Reference:
+        Croce and Hein, 2020, arXiv:2003.01690.
+    """
+    if logits.shape[0] < 3:
+        return margin(logits, label)
+    top = jax.lax.top_k(logits, 3)[0]
+    return margin(logits, label) / (top[0] - top[2] + 1e-12)
+
+
+def targeted_dlr(logits: Logits, label: Label, target: Label) -> Scalar:
+    """Targeted difference of logits ratio −(z_y − z_t)/(z_π1 − (z_π3 + z_π4)/2).
+
+    It needs four classes. With K = 3 the denominator is z_π1 − z_π3, with K = 2 it is one: both keep the numerator's
+    sign and so the attack's direction, which the original leaves undefined.
+
+    Args:
+        logits: (K,), K ≥ 2.
+        label: the true class y, integer in [0, K).
+        target: the target class t, integer in [0, K).
+
+    Returns:
+        The ratio; ascending it moves from y towards t.
+
+    Example:
+        >>> round(float(targeted_dlr(jnp.array([4.0, 2.0, 1.0, 0.0]), 0, 2)), 4)
+        -0.8571
+
+    Reference:
+        Croce and Hein, 2020, arXiv:2003.01690.
+    """
+    gap = logits[target] - logits[label]
+    classes = logits.shape[0]
+    if classes == 2:
+        return gap
+    top = jax.lax.top_k(logits, min(classes, 4))[0]
+    return gap / (top[0] - (top[2] + top[-1]) / 2 + 1e-12)
+
+
+def kl_divergence(logits: Logits, reference: Logits) -> Scalar:
+    """Kullback–Leibler divergence KL(softmax(reference) ‖ softmax(logits)), the loss TRADES ascends.
+
+    Args:
+        logits: (K,) of the perturbed image.
+        reference: (K,) of the clean image.
+
+    Returns:
+        A number ≥ 0; its gradient is exactly zero where the two are equal.
+
+    Reference:
+        Zhang et al., 2019, arXiv:1901.08573.
+    """
+    log_p, log_q = jax.nn.log_softmax(reference), jax.nn.log_softmax(logits)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
+
+
+# name -> (loss away from the label, loss towards the target), each of (logits, criterion)
+LOSSES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "cross_entropy": (
+        lambda z, goal: cross_entropy(z, goal.label),
+        lambda z, goal: targeted_cross_entropy(z, goal.target),
+    ),
+    "margin": (
+        lambda z, goal: margin(z, goal.label),
+        lambda z, goal: targeted_margin(z, goal.target),
+    ),
+    "dlr": (
+        lambda z, goal: dlr(z, goal.label),
+        lambda z, goal: targeted_dlr(z, goal.label, goal.target),
+    ),
+}
+
+
+def attack_loss(loss: str | Callable[..., Any], logits: Logits, goal: Criterion) -> Scalar:
+    """The number an attack ascends to meet a criterion.
+
+    Args:
+        loss: one of `LOSSES`, or a function of (logits (K,), criterion).
+        logits: (K,).
+        goal: `Misclassified` (away from the label) or `Targeted` (towards the target), of one example.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: `loss` is a name that is not in `LOSSES`, or targeted DLR is asked without true labels.
+    """
+    if callable(loss):
+        return loss(logits, goal)
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {sorted(LOSSES)} or a function of (logits, criterion); got {loss!r}")
+    if loss == "dlr" and isinstance(goal, Targeted) and goal.label is None:
+        raise ValueError("loss 'dlr' with Targeted needs the true labels: Targeted(target, label)")
+    return LOSSES[loss][isinstance(goal, Targeted)](logits, goal)

@@ -1,0 +1,93 @@
+"""The face every perturbation set shows, and the registry by which laws and tables find them."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxrobust.types import Image, Key, Number
+
+__all__ = ["REGISTRY", "PerturbationSet", "register"]
+
+Parameters = Any  # θ, a pytree of arrays; for an additive set the perturbation itself
+Scalar = Float[Array, ""]
+
+
+class PerturbationSet(abc.ABC):
+    """What the adversary may do to one image x (H, W, C): a parametrisation θ ↦ x', bounded by a radius.
+
+    Every method is about one image, pure, and safe under `jit` and `vmap`; engines batch it. `init` is the identity,
+    `project` brings θ back into the set, `ascend` is a steepest-ascent step in the set's own geometry.
+    """
+
+    radius: Number
+
+    @abc.abstractmethod
+    def init(self, x: Image) -> Parameters:
+        """The parameters that change nothing."""
+
+    @abc.abstractmethod
+    def sample(self, key: Key, x: Image) -> Parameters:
+        """A random member: uniform in the ball where that is defined, then projected on the box."""
+
+    @abc.abstractmethod
+    def apply(self, x: Image, theta: Parameters) -> Image:
+        """The perturbed image, in [0, 1]."""
+
+    @abc.abstractmethod
+    def project(self, x: Image, theta: Parameters) -> Parameters:
+        """The nearest parameters whose image lies in the set and in [0, 1]."""
+
+    @abc.abstractmethod
+    def ascend(self, x: Image, theta: Parameters, gradient: Parameters, size: Scalar) -> Parameters:
+        """θ moved by `size`, in the unit of the radius, along the steepest ascent of <gradient, ·>; not projected."""
+
+    @abc.abstractmethod
+    def size(self, x: Image, theta: Parameters) -> Scalar:
+        """How large the perturbation is, in the unit of the radius."""
+
+    @abc.abstractmethod
+    def contains(self, x: Image, theta: Parameters) -> Bool[Array, ""]:
+        """Whether the image of θ lies in the set, to the tolerance of float32, and in [0, 1]."""
+
+    def pullback(self, x: Image, theta: Parameters, gradient: Image) -> Parameters:
+        """The gradient in θ of a loss whose gradient in the image is `gradient`."""
+        return jax.vjp(lambda theta: self.apply(x, theta), theta)[1](gradient)[0]
+
+    def with_radius(self, radius: Number) -> Self:
+        """The same set with another radius; traced radii are welcome."""
+        return dataclasses.replace(self, radius=radius)  # type: ignore[type-var]
+
+    def __str__(self) -> str:
+        radius = self.radius
+        return f"{type(self).__name__}({radius if is_placeholder(radius) else format(float(radius), 'g')})"
+
+
+def is_placeholder(value: Any) -> bool:
+    """Whether a number cannot be read now: a tracer, an array of several, or a pytree placeholder."""
+    return isinstance(value, jax.core.Tracer) or jnp.ndim(value) > 0 or not isinstance(value, (int, float, jax.Array))
+
+
+# name -> a function of nothing that makes the set with a typical radius; every law of the tests runs over it
+REGISTRY: dict[str, Callable[[], PerturbationSet]] = {}
+
+
+def register(name: str, example: Callable[[], PerturbationSet]) -> None:
+    """Enter a set into the table over which laws are tested and tables are made.
+
+    Args:
+        name: how the set is called in suites and command lines.
+        example: makes the set with a typical radius.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in REGISTRY:
+        raise ValueError(f"name must be new in the registry of sets; got {name!r} again")
+    REGISTRY[name] = example

@@ -1,0 +1,26 @@
+"""Strict settings for every test: four CPU devices, no silent rank or dtype promotion."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def rng():
+    """NumPy randomness for test inputs."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def key():
+    """A JAX key for test inputs."""
+    return jax.random.key(0)
