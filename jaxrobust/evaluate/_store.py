@@ -1,0 +1,105 @@
+"""What is written to disk by evaluation: atomic, without pickles, and recognised again by a fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def describe(value: Any) -> Any:
+    """A value in JSON's terms, stable from one process to the next: for settings pages and fingerprints."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {str(k): describe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(v) for v in value]
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value)
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return raw(value).tolist()
+    if isinstance(value, pathlib.Path):
+        return str(value)
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
+
+
+def fingerprint(*parts: Any) -> str:
+    """A digest of descriptions and arrays: equal for the same run, different for any other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, (dict, str)):
+            digest.update(json.dumps(part, sort_keys=True).encode())
+            continue
+        for path, leaf in jax.tree_util.tree_leaves_with_path(part):
+            array = raw(leaf)
+            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def raw(leaf: Any) -> np.ndarray:
+    """A leaf as a NumPy array; a random key as its data."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def restored(array: np.ndarray, like: jax.Array) -> jax.Array:
+    """The inverse of `raw`, with the type and placement of `like`."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.device_put(jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)), like.sharding)
+    return jax.device_put(array, like.sharding)
+
+
+def write_arrays(path: pathlib.Path, **arrays: Any) -> None:
+    """An .npz that is either the old one or the new one, never half of it."""
+
+    def write(partial: pathlib.Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    _atomically(path, write)
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz."""
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """JSON that is either the old one or the new one; NaN and infinity become null, as the standard has it."""
+    _atomically(path, lambda partial: partial.write_text(json.dumps(_finite(value), allow_nan=False)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def _atomically(path: pathlib.Path, write: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,230 @@
+"""A run folder: one `results.json`, the pictures beside it, and the page made from both."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import pathlib
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust import attacks as attacks_room
+from jaxrobust import report
+from jaxrobust.attacks import Attack
+from jaxrobust.evaluate import _store
+from jaxrobust.evaluate.lanes import predict
+from jaxrobust.evaluate.robustness import FOOLED, Evaluation, curve
+from jaxrobust.types import Classifier, Key
+
+__all__ = ["curves", "save_run", "trajectories", "versions"]
+
+FORMAT = 1
+
+
+def save_run(
+    run_dir: str | pathlib.Path,
+    evaluations: Sequence[Evaluation],
+    *,
+    title: str,
+    models: Mapping[str, Classifier] | None = None,
+    data: Mapping[str, Any] | None = None,
+    config: Any = None,
+    curves: Sequence[Any] = (),
+    trajectories: Sequence[Any] = (),
+    seconds: float | None = None,
+    pictures: int = 6,
+    overwrite: bool = False,
+) -> pathlib.Path:
+    """Write a run folder and its page.
+
+    Args:
+        run_dir: the folder, made if need be.
+        evaluations: one a model, all on the same examples and attacks.
+        title: the page's title.
+        models: the classifiers by name, to label the adversarial pictures with their predictions; None leaves out
+            the pictures' predictions.
+        data: what the data is: "name", "split", "class_names".
+        config: the run's configuration, a dataclass or dictionary.
+        curves: from `curves`.
+        trajectories: from `trajectories`.
+        seconds: wall time of the whole run.
+        pictures: how many examples to show.
+        overwrite: whether a finished run in the folder may be replaced.
+
+    Returns:
+        The page, an HTML file.
+
+    Raises:
+        ValueError: the folder holds a finished run, or the evaluations differ in their examples or attacks.
+    """
+    run_dir = pathlib.Path(run_dir)
+    if (run_dir / "results.json").exists() and not overwrite:
+        raise ValueError(f"run_dir must not hold a run already; got {run_dir}")
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        if list(other.outcomes) != list(first.outcomes) or not np.array_equal(other.labels, first.labels):
+            raise ValueError(f"evaluations must share examples and attacks; got {first.name!r} and {other.name!r}")
+    about = {
+        "name": None,
+        "split": None,
+        "class_names": None,
+        **dict(data or {}),
+        "count": len(first.labels),
+        "shape": list(first.images.shape[1:]),
+        "classes": int(first.logits.shape[-1]),
+    }
+    shown = _choose(evaluations, pictures)
+    _store.write_arrays(run_dir / "pictures.npz", **_pictures(evaluations, models or {}, shown))
+    results = {
+        "format": FORMAT,
+        "complete": True,
+        "title": title,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "seconds": seconds,
+        "data": about,
+        "key": first.key,
+        "config": _store.describe(config if config is not None else {}),
+        "versions": versions(),
+        "device": _device(),
+        "attacks": {name: _about(outcome.attack) for name, outcome in first.outcomes.items()},
+        "models": [evaluation.to_json() for evaluation in evaluations],
+        "curves": list(curves),
+        "trajectories": list(trajectories),
+        "pictures": "pictures.npz",
+    }
+    _store.write_json(run_dir / "results.json", results)
+    return report.render(run_dir)
+
+
+def curves(
+    models: Mapping[str, Classifier],
+    data: Any,
+    attacks: Mapping[str, Attack],
+    radii: Mapping[str, Sequence[float]],
+    *,
+    key: Key,
+    progress: bool = False,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Robust accuracy against radius for several models and attacks, as a run folder holds it.
+
+    Args:
+        models: name -> classifier.
+        data: images (N, H, W, C) and labels (N,).
+        attacks: name -> attack.
+        radii: attack name -> radii.
+        key: makes all randomness.
+        progress: whether to show progress bars.
+        **options: of `curve`.
+
+    Returns:
+        One dictionary an attack.
+    """
+    return [
+        {
+            "attack": name,
+            "radii": [float(radius) for radius in radii[name]],
+            "accuracy": {
+                model_name: curve(
+                    model,
+                    data,
+                    attack,
+                    radii[name],
+                    key=key,
+                    progress=f"{model_name} | {name}" if progress else False,
+                    **options,
+                ).tolist()
+                for model_name, model in models.items()
+            },
+            "count": len(data[1]),
+        }
+        for name, attack in attacks.items()
+        if name in radii
+    ]
+
+
+def trajectories(
+    models: Mapping[str, Classifier], data: Any, attacks: Mapping[str, Attack], *, key: Key
+) -> list[dict[str, Any]]:
+    """Mean loss and its 10–90 % band against attack step for several models, as a run folder holds it.
+
+    Args:
+        models: name -> classifier.
+        data: images (N, H, W, C) and labels (N,).
+        attacks: name -> attack.
+        key: makes all randomness.
+
+    Returns:
+        One dictionary an attack.
+    """
+    images, labels = data
+    found = []
+    for name, attack in attacks.items():
+        losses = {m: np.asarray(attacks_room.trajectory(attack, c, images, labels, key=key)) for m, c in models.items()}
+        found.append(
+            {
+                "attack": name,
+                "mean": {model: loss.mean(1).tolist() for model, loss in losses.items()},
+                "low": {model: np.quantile(loss, 0.1, axis=1).tolist() for model, loss in losses.items()},
+                "high": {model: np.quantile(loss, 0.9, axis=1).tolist() for model, loss in losses.items()},
+                "count": len(labels),
+            }
+        )
+    return found
+
+
+def versions() -> dict[str, str]:
+    """The versions of what the numbers depend on."""
+    names = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _device() -> str:
+    devices = jax.local_devices()
+    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}), {platform.machine()}"
+
+
+def _about(attack: Attack) -> dict[str, Any]:
+    radius = np.asarray(attack.set.radius).tolist()
+    settings = _store.describe(attack)
+    return {"description": str(attack), "set": type(attack.set).__name__, "radius": radius, "settings": settings}
+
+
+def _choose(evaluations: Sequence[Evaluation], count: int) -> np.ndarray:
+    """Examples to show: those whose fate differs most between models and attacks, of as many classes as there are."""
+    fooled = np.stack([o.outcome == FOOLED for e in evaluations for o in e.outcomes.values()])
+    correct = np.logical_and.reduce([e.prediction == e.labels for e in evaluations])
+    spread = np.where(correct, fooled.mean(0) * (1 - fooled.mean(0)), -1)
+    order = np.argsort(-spread, kind="stable")
+    labels = evaluations[0].labels[order]
+    # the k-th best example of each class comes before any class's k+1-th
+    rank_in_class = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels[: 50 * count])], int)
+    return order[: 50 * count][np.argsort(rank_in_class, kind="stable")][:count]
+
+
+def _pictures(
+    evaluations: Sequence[Evaluation], models: Mapping[str, Classifier], shown: np.ndarray
+) -> dict[str, np.ndarray]:
+    first = evaluations[0]
+    arrays = {"clean": first.images[shown], "label": first.labels[shown]}
+    for evaluation in evaluations:
+        arrays[f"{evaluation.name}/prediction"] = evaluation.prediction[shown]
+        for name, outcome in evaluation.outcomes.items():
+            images = outcome.images[shown]
+            arrays[f"{evaluation.name}/{name}/images"] = images
+            if evaluation.name in models:
+                logits = predict(models[evaluation.name], images, batch_size=len(images))
+                arrays[f"{evaluation.name}/{name}/prediction"] = logits.argmax(-1)
+    return arrays
