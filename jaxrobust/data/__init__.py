@@ -1,0 +1,8 @@
+"""Data: sources, importers of local copies, the loader, augmentation."""
+
+from jaxrobust.data import augment
+from jaxrobust.data._dataset import Dataset, LazyDataset
+from jaxrobust.data.loader import Batch, Loader
+from jaxrobust.data.sources import load
+
+__all__ = ["Batch", "Dataset", "LazyDataset", "Loader", "augment", "load"]

@@ -1,0 +1,106 @@
+"""Prepared copies: array_record files that TensorFlow Datasets reads, and writes, without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from jaxrobust.data._formats import LocalCopy, LocalSplit
+
+__all__ = ["VERSION", "data_root", "find", "names", "write"]
+
+VERSION = "1.0.0"
+_CHUNK = 512
+_EXAMPLES_A_FILE = 10_000
+_RANDOM_ACCESS = ("array_record", "parquet")
+
+
+def data_root(data_dir: str | os.PathLike[str] | None) -> Path:
+    """The folder of prepared copies: the argument, else `TFDS_DATA_DIR`, else TensorFlow Datasets' own default."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def find(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
+    """The TFDS builder of a prepared copy that can be read at random, or None.
+
+    A copy in the published order of its examples (as `prepare` writes them) comes before the shuffled ones of TFDS,
+    a later version before an earlier.
+    """
+    import tensorflow_datasets as tfds
+
+    builders = [
+        tfds.builder_from_directory(info.parent)
+        for info in (data_root(data_dir) / name).glob("*/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
+        and json.loads(info.read_bytes()).get("fileFormat") in _RANDOM_ACCESS
+    ]
+    return max(builders, key=lambda builder: (builder.info.disable_shuffling, builder.version), default=None)
+
+
+def names(data_dir: str | os.PathLike[str] | None) -> list[str]:
+    """Names of the prepared copies in a folder."""
+    root = data_root(data_dir)
+    infos = [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]
+    found = {info.parent.parent.relative_to(root).as_posix() for info in infos}
+    return sorted(name for name in found if not name.startswith(("incomplete.", ".")))
+
+
+def write(name: str, copy: LocalCopy, data_dir: str | os.PathLike[str] | None, progress: bool) -> Path:
+    """Write a local copy as a prepared one, in place of an earlier. It appears, whole, by a rename, or not at all."""
+    import tensorflow_datasets as tfds
+
+    root = data_root(data_dir)
+    final = root / name / VERSION
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as temporary:
+        folder = Path(temporary, VERSION)
+        folder.mkdir()
+        info = tfds.core.DatasetInfo(
+            builder=tfds.core.DatasetIdentity(
+                name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
+            ),
+            description=f"{name}, from a local copy, in the order of its files.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=copy.shape),
+                    "label": tfds.features.ClassLabel(names=list(copy.class_names)),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            disable_shuffling=True,
+        )
+        writer = tfds.core.SequentialWriter(info, _EXAMPLES_A_FILE, file_format="array_record")
+        writer.initialize_splits(list(copy.splits))
+        for split, records in copy.splits.items():
+            for chunk in _chunks(records, f"{name} {split}", progress):
+                writer.add_examples({split: chunk})
+        writer.close_all()
+        final.parent.mkdir(exist_ok=True)
+        replaced = Path(temporary, "replaced")
+        if final.exists():
+            final.rename(replaced)
+        try:
+            folder.rename(final)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(final)
+            raise
+    return final
+
+
+def _chunks(split: LocalSplit, title: str, progress: bool) -> Iterator[list[dict[str, Any]]]:
+    total = len(split.labels)
+    with ThreadPoolExecutor() as pool, tqdm(total=total, desc=title, unit="image", disable=not progress) as bar:
+        for start in range(0, total, _CHUNK):
+            positions = range(start, min(start + _CHUNK, total))
+            images = pool.map(split.encoded, positions)
+            yield [{"image": image, "label": int(split.labels[i])} for i, image in zip(positions, images, strict=True)]
+            bar.update(len(positions))
