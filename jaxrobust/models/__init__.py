@@ -1,0 +1,21 @@
+"""Networks in Flax NNX, their weights in files, and the adapters that make them pure functions."""
+
+from jaxrobust.models.adapters import Trainable, from_linen, from_nnx
+from jaxrobust.models.layers import Conv
+from jaxrobust.models.mnist import MnistNet, SmallCNN
+from jaxrobust.models.resnet import PreActResNet, ResNet, WideResNet
+from jaxrobust.models.weights import load_npz, save_npz
+
+__all__ = [
+    "Conv",
+    "MnistNet",
+    "PreActResNet",
+    "ResNet",
+    "SmallCNN",
+    "Trainable",
+    "WideResNet",
+    "from_linen",
+    "from_nnx",
+    "load_npz",
+    "save_npz",
+]

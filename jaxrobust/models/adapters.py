@@ -1,0 +1,265 @@
+"""How Flax networks become pure functions: a `Classifier` to attack, a `Trainable` to train."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxrobust.types import Classifier, Images, Key, pytree
+
+__all__ = ["Trainable", "from_linen", "from_nnx"]
+
+
+def from_nnx(network: Any) -> Classifier:
+    """A classifier from a Flax NNX network, in evaluation mode.
+
+    The numbers are copied out as a nested dict named as the network's attributes are, so that neither later training
+    of the network changes the classifier nor the classifier the network. Random streams (dropout) hold nothing that
+    evaluation needs and are left out.
+
+    Args:
+        network: an `nnx.Module` that maps images (N, H, W, C) to logits (N, K). Its method `activations(images)`, if
+            it has one, becomes the classifier's.
+
+    Returns:
+        The classifier. Two networks of one architecture give equal `apply`, hence share one compilation.
+
+    Raises:
+        TypeError: if `network` is not a callable `nnx.Module`.
+        ValueError: when called, if the network draws random numbers although it is in evaluation mode.
+
+    Example:
+        >>> from jaxrobust.models import MnistNet
+        >>> model = from_nnx(MnistNet(rngs=nnx.Rngs(0)))
+        >>> model(jnp.zeros((2, 28, 28, 1))).shape
+        (2, 10)
+        >>> model.params["conv1"]["kernel"].shape
+        (4, 4, 1, 16)
+    """
+    trainable, params, state = Trainable.from_nnx(network)
+    return trainable.classifier(params, state)
+
+
+def from_linen(module: Any, variables: Any, **kwargs: Any) -> Classifier:
+    """A classifier from a Flax Linen module and its variables.
+
+    Args:
+        module: a `linen.Module` that maps images (N, H, W, C) to logits (N, K). Its method `activations(images,
+            **kwargs)`, if it has one, becomes the classifier's.
+        variables: what `module.init` returned, trained: `{"params": ..., "batch_stats": ...}`.
+        **kwargs: static arguments that put the call in evaluation mode, such as `train=False`.
+
+    Returns:
+        The classifier. Equal modules with equal `kwargs` share one compilation.
+
+    Raises:
+        TypeError: if `module` is not a Linen module, `variables` is not a mapping, or anything static has no hash.
+        ValueError: if `variables` has no collection "params".
+
+    Example:
+        >>> module = linen.Dense(3)
+        >>> variables = module.init(jax.random.key(0), jnp.zeros((1, 4)))
+        >>> from_linen(module, variables)(jnp.zeros((2, 4))).shape
+        (2, 3)
+    """
+    if not isinstance(module, linen.Module):
+        raise TypeError(f"module must be a flax.linen.Module; got {_kind(module)}")
+    if not isinstance(variables, Mapping):
+        raise TypeError(
+            f"variables must be a mapping such as {{'params': ..., 'batch_stats': ...}}; got {_kind(variables)}"
+        )
+    if "params" not in variables:
+        raise ValueError(f"variables must hold the collection 'params'; got the collections {sorted(variables)}")
+    options = tuple(sorted(kwargs.items()))
+    for name, static in (("module", module), ("kwargs", options)):
+        try:
+            hash(static)
+        except TypeError as error:
+            raise TypeError(
+                f"{name} must be hashable, because it becomes part of the compiled program: {error}"
+            ) from None
+    maps = _LinenForward(module, options, "activations") if _has_activations(type(module)) else None
+    return Classifier(_LinenForward(module, options), variables, maps)
+
+
+@pytree()
+class Trainable:
+    """A network without its numbers, as pure functions for a trainer: hashable, equal for equal architectures.
+
+    It is a pytree without leaves, so it may be closed over, passed through `jit` as it is, or named as static.
+    Parameters are what gradients are taken of (`nnx.Param`); the state is every other number, such as batch
+    statistics. Both are nested dicts. Random streams are in neither: `train` seeds them anew from its key.
+
+    Args:
+        training: the structure in training mode.
+        evaluation: the structure in evaluation mode.
+
+    Example:
+        >>> from jaxrobust.models import SmallCNN
+        >>> trainable, params, state = Trainable.from_nnx(SmallCNN(rngs=nnx.Rngs(0)))
+        >>> logits, state = trainable.train(params, state, jnp.zeros((2, 8, 8, 1)), jax.random.key(0))
+        >>> model = trainable.classifier(params, state)
+    """
+
+    training: _Structure
+    evaluation: _Structure
+
+    @staticmethod
+    def from_nnx(network: Any) -> tuple[Trainable, Any, Any]:
+        """Take a network apart; the network itself is left as it is.
+
+        Args:
+            network: an `nnx.Module` that maps images (N, H, W, C) to logits (N, K).
+
+        Returns:
+            The trainable, the parameters and the state.
+
+        Raises:
+            TypeError: if `network` is not a callable `nnx.Module`.
+        """
+        if not isinstance(network, nnx.Module) or not callable(network):
+            raise TypeError(f"network must be an nnx.Module with a __call__ (an instance); got {_kind(network)}")
+        training, evaluation = _structure(network, evaluate=False), _structure(network, evaluate=True)
+        # A trainer may donate its buffers, and then the network's own must not be among them, nor the other way.
+        params, state = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, _numbers(network))
+        return Trainable(training, evaluation), params, state
+
+    def train(self, params: Any, state: Any, images: Images, key: Key) -> tuple[Any, Any]:
+        """The forward pass in training mode: batch statistics of this batch, dropout drawn from `key`.
+
+        Args:
+            params: the parameters.
+            state: the state.
+            images: (N, H, W, C) in [0, 1].
+            key: seeds every random stream of the network.
+
+        Returns:
+            Logits (N, K) and the new state, of the same structure.
+        """
+        network = self.training.network(key, params, state)
+        logits = network(images)
+        return logits, _numbers(network)[1]
+
+    def classifier(self, params: Any, state: Any) -> Classifier:
+        """The network in evaluation mode.
+
+        Args:
+            params: the parameters.
+            state: the state.
+
+        Returns:
+            The classifier, the same as `jaxrobust.models.adapters.from_nnx` gives.
+        """
+        numbers = unflatten_dict(flatten_dict(params) | flatten_dict(state))
+        maps = _Forward(self.evaluation, "activations") if _has_activations(self.evaluation.kind) else None
+        return Classifier(_Forward(self.evaluation), numbers, maps)
+
+    def merge(self, params: Any, state: Any) -> nnx.Module:
+        """A new network with these numbers, in evaluation mode (its `train()` switches it back).
+
+        Args:
+            params: the parameters.
+            state: the state.
+
+        Returns:
+            The network. Its random streams start from `jax.random.key(0)`.
+        """
+        return self.evaluation.network(jax.random.key(0), params, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Structure:
+    """All of a network but its numbers. `rngs` says where its random streams are: (path, shape, whether a key)."""
+
+    kind: type
+    graphdef: nnx.GraphDef
+    rngs: tuple[tuple[tuple[Any, ...], tuple[int, ...], bool], ...]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        # Every call of a jitted function hashes its static parts, and a deep graph takes long to hash.
+        return hash((self.graphdef, self.rngs))
+
+    def network(self, key: Key, *numbers: Any) -> nnx.Module:
+        """Put the network together, each random stream with its own key and a count of zero."""
+        streams = {}
+        for index, (path, shape, is_key) in enumerate(self.rngs):
+            own = jax.random.fold_in(key, index)
+            fresh = own if shape == () else jax.random.split(own, shape)
+            streams[path] = fresh if is_key else jnp.zeros(shape, jnp.uint32)
+        return nnx.merge(self.graphdef, *numbers, unflatten_dict(streams))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Forward:
+    """The evaluation-mode forward pass of an NNX network as a function of its numbers."""
+
+    structure: _Structure
+    method: str = "__call__"
+
+    def __call__(self, params: Any, images: Any) -> Any:
+        network = self.structure.network(jax.random.key(0), params)
+        for _, node in nnx.iter_graph(network):
+            if isinstance(node, nnx.RngStream):
+                node.__class__ = _Silent
+        return getattr(network, self.method)(images)
+
+
+class _Silent(nnx.RngStream):
+    """A random stream of which nothing may be drawn: with the same key every time, noise would look deterministic."""
+
+    def __call__(self) -> Any:
+        raise ValueError(
+            "network must be deterministic in evaluation mode, but one of its layers draws random numbers; it needs "
+            "an attribute `deterministic` (or a method `set_view`) that switches them off"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _LinenForward:
+    """The forward pass of a Linen module as a function of its variables."""
+
+    module: linen.Module
+    options: tuple[tuple[str, Any], ...]
+    method: str = "__call__"
+
+    def __call__(self, params: Any, images: Any) -> Any:
+        return self.module.apply(params, images, method=self.method, **dict(self.options))
+
+
+def _structure(network: nnx.Module, *, evaluate: bool) -> _Structure:
+    mode = {"deterministic": evaluate, "use_running_average": evaluate}
+    # Without `only`, a view calls `set_view` of `nnx.Rngs` too, which has any attribute and draws a key from it.
+    view = nnx.view(network, only=lambda _, node: isinstance(node, nnx.Module), raise_if_not_found=False, **mode)
+    # A view reaches only modules that define `set_view`; a user's own layer may just have the attribute.
+    view.set_attributes(raise_if_not_found=False, **mode)
+    nnx.pop(view, nnx.Intermediate)
+    graphdef, rngs, _ = nnx.split(view, nnx.RngState, ...)
+    streams = tuple(
+        (path, variable.shape, isinstance(variable, nnx.RngKey)) for path, variable in nnx.to_flat_state(rngs)
+    )
+    return _Structure(type(network), graphdef, streams)
+
+
+def _numbers(network: nnx.Module) -> tuple[Any, Any]:
+    # What a call sows is dropped, so that the state keeps its structure from step to step.
+    _, params, _, state = nnx.split(network, nnx.Param, (nnx.RngState, nnx.Intermediate), ...)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
+
+
+def _has_activations(kind: type) -> bool:
+    return callable(getattr(kind, "activations", None))
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
