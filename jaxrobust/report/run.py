@@ -1,0 +1,192 @@
+"""A run folder, read and checked: what the evaluation wrote, before anything is drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+__all__ = ["FORMAT", "OUTCOMES", "Run", "load"]
+
+FORMAT = 1
+OUTCOMES = ("robust", "fooled", "clean error", "non-finite")
+
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "title": str,
+    "created": str,
+    "command": str,
+    "seconds": (int, float, type(None)),
+    "data": dict,
+    "key": list,
+    "config": dict,
+    "versions": dict,
+    "device": str,
+    "attacks": dict,
+    "models": list,
+    "curves": list,
+    "trajectories": list,
+    "pictures": (str, type(None)),
+}
+_MODEL_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "trained_on": list,
+    "notes": dict,
+    "clean": dict,
+    "attacks": dict,
+    "union": (dict, type(None)),
+    "unseen_mean": (int, float, type(None)),
+    "examples": dict,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A complete run.
+
+    Args:
+        folder: where it lies.
+        results: the content of its results.json.
+        pictures: the arrays of its pictures.npz, or None where the run kept none.
+    """
+
+    folder: pathlib.Path
+    results: Mapping[str, Any]
+    pictures: Mapping[str, np.ndarray] | None
+
+    @property
+    def models(self) -> list[dict[str, Any]]:
+        """The models, in the order of the table's rows."""
+        return self.results["models"]
+
+    @property
+    def attacks(self) -> dict[str, dict[str, Any]]:
+        """The attacks by name, in the order of the table's columns."""
+        return self.results["attacks"]
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The models' names; a model's place here decides its colour everywhere."""
+        return [model["name"] for model in self.models]
+
+
+def load(run_dir: pathlib.Path | str) -> Run:
+    """Read a run folder and check that it is whole.
+
+    Args:
+        run_dir: the folder an evaluation wrote.
+
+    Returns:
+        The run.
+
+    Raises:
+        FileNotFoundError: there is no such folder, it holds no results.json, or the pictures it names are missing.
+        ValueError: the run is half-written, or its results.json is of another format or lacks a field.
+    """
+    folder = pathlib.Path(run_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"run_dir must be the folder of a run; there is no folder {str(folder)!r}")
+    path = folder / "results.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"run_dir must hold results.json, which an evaluation writes; there is none in {str(folder)!r}"
+        )
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: half-written, not valid JSON ({error}); {_resume({})}") from error
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        got = results.get("format") if isinstance(results, dict) else type(results).__name__
+        raise ValueError(
+            f"{path}: format must be {FORMAT}, the one this version of jaxrobust reads, got {got!r}; "
+            "use the version that wrote the run, or evaluate again"
+        )
+    if results.get("complete") is not True:
+        raise ValueError(f'{path}: half-written ("complete" is not true); {_resume(results)}')
+    for where, problem in _problems(results):
+        raise ValueError(f"{path}: {where} {problem}")
+    return Run(folder, results, _pictures(folder, results))
+
+
+def _resume(results: Mapping[str, Any]) -> str:
+    command = results.get("command")
+    return "rerunning the same command resumes it" + (f": {command}" if isinstance(command, str) and command else "")
+
+
+def _problems(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from _misfits(results, _FIELDS, "")
+    if not results["models"]:
+        yield "models", "must name at least one model, got none"
+    for name, attack in results["attacks"].items():
+        if not isinstance(attack, dict):
+            yield f"attacks[{name!r}]", f"must be an object, got {attack!r}"
+    for index, model in enumerate(results["models"]):
+        yield from _model_problems(model, results["attacks"], f"models[{index}]")
+    names = [model["name"] for model in results["models"]]
+    if len(set(names)) != len(names):
+        yield "models", f"must have different names, got {names}"
+    lengths = {len(codes) for model in results["models"] for codes in model["examples"].get("outcome", {}).values()}
+    if len(lengths) > 1:
+        yield "models[].examples.outcome", f"must have one entry an example everywhere, got lengths {sorted(lengths)}"
+    for index, curve in enumerate(results["curves"]):
+        where = f"curves[{index}]."
+        yield from _misfits(curve, {"attack": str, "radii": list, "accuracy": dict}, where)
+        for model, values in curve["accuracy"].items():
+            if len(values) != len(curve["radii"]):
+                yield f"{where}accuracy[{model!r}]", f"must have {len(curve['radii'])} values, got {len(values)}"
+    for index, trajectory in enumerate(results["trajectories"]):
+        yield from _misfits(trajectory, {"attack": str, "mean": dict}, f"trajectories[{index}].")
+
+
+def _model_problems(model: Any, attacks: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
+    yield from _misfits(model, _MODEL_FIELDS, f"{where}.")
+    for name in attacks:
+        if not isinstance(model["attacks"].get(name), dict):
+            yield f"{where}.attacks", f"must have an entry for every attack; {name!r} has none"
+    for name, codes in model["examples"].get("outcome", {}).items():
+        strange = set(codes) - set(range(len(OUTCOMES)))
+        if strange:
+            yield f"{where}.examples.outcome[{name!r}]", f"must hold 0 to {len(OUTCOMES) - 1}, got {sorted(strange)}"
+
+
+def _misfits(entry: Any, fields: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
+    if not isinstance(entry, dict):
+        yield where.rstrip("."), f"must be an object, got {entry!r}"
+    for name, kinds in fields.items():
+        if name not in entry:
+            yield f"{where}{name}", "is missing"
+        if not isinstance(entry[name], kinds):
+            kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+            rule = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            yield f"{where}{name}", f"must be {rule}, got {entry[name]!r}"
+
+
+def _pictures(folder: pathlib.Path, results: Mapping[str, Any]) -> Mapping[str, np.ndarray] | None:
+    if results["pictures"] is None:
+        return None
+    path = folder / results["pictures"]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: results.json names these pictures, but the file is missing; "
+                                f"{_resume(results)}")  # fmt: skip
+    try:
+        # np.load would leave a file it opened itself open when the archive is broken.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, TypeError) as error:
+        raise ValueError(f"{path}: half-written, not an archive of arrays ({error}); {_resume(results)}") from error
+    missing = sorted({"clean", "label"} - set(arrays))
+    if missing:
+        raise ValueError(f"{path}: must hold the arrays 'clean' and 'label', missing {missing}; {_resume(results)}")
+    clean = arrays["clean"].shape
+    for name, array in arrays.items():
+        expected = clean if name.endswith("/images") else clean[:1]
+        if name != "clean" and array.shape != expected:
+            raise ValueError(f"{path}: {name!r} must have the shape {expected}, got {array.shape}")
+    if len(clean) != 4:
+        raise ValueError(f"{path}: 'clean' must have the shape (images, height, width, channels), got {clean}")
+    return arrays

@@ -1,0 +1,297 @@
+"""The sections of the page: each takes the run and returns what its template shows, or None to be left out.
+
+A new section is a function here, a template of the same name, and a line in `SECTIONS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.report import charts, images, text
+from jaxrobust.report.run import OUTCOMES, Run
+
+__all__ = ["SECTIONS", "Section"]
+
+_PICTURES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One section of the page.
+
+    Args:
+        name: its anchor, and the name of its template.
+        title: its heading.
+        context: run -> the template's variables, or None to leave the section out.
+    """
+
+    name: str
+    title: str
+    context: Callable[[Run], dict[str, Any] | None]
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What was evaluated, and the result in two sentences."""
+    data = run.results["data"]
+    facts = {
+        "data": " ".join(str(data[part]) for part in ("name", "split") if data.get(part)) or text.DASH,
+        "images": text.count(data.get("count")),
+        "shape": " × ".join(map(str, data.get("shape") or [])) or text.DASH,
+        "classes": text.count(data.get("classes")),
+        "models": text.count(len(run.models)),
+        "attacks": text.count(len(run.attacks)),
+        "took": text.seconds(run.results["seconds"]),
+        "device": run.results["device"],
+    }
+    return {"facts": facts, "statement": _statement(run)}
+
+
+def _statement(run: Run) -> str:
+    data = run.results["data"]
+    among = f"On {text.count(data.get('count'))} images of {data.get('name') or 'the data'}"
+    ranked = sorted(
+        (model for model in run.models if text.measured((model["union"] or {}).get("accuracy"))),
+        key=lambda model: (model["union"]["accuracy"], _clean(model)),
+        reverse=True,
+    )
+    if not ranked or not run.attacks:
+        best = max(run.models, key=_clean)
+        return f"{among}, {best['name']} is right on {_share(best['clean'])} without an attack."
+    best, *others = ranked
+    under = f"under {'the attack' if len(run.attacks) == 1 else f'all {len(run.attacks)} attacks at once'}"
+    clean = f"{text.percent(best['clean'].get('accuracy'))}\u00a0%"
+    if best["union"]["accuracy"] == 0:
+        who = "no model" if others else best["name"] + " never"
+        return f"{among}, {who} holds {under}. Without an attack, {best['name']} is right on {clean} of them."
+    result = f"{_share(best['union'])} of them {under}, and on {clean} without an attack."
+    if not others:
+        return f"{among}, {best['name']} is right on {result} {_strongest(best)}"
+    runner_up = f"Next comes {others[0]['name']} with {_share(others[0]['union'])}; {_cleanest(ranked)}"
+    return f"{among}, {best['name']} resists best: it is right on {result} {runner_up}"
+
+
+def _cleanest(ranked: list[dict[str, Any]]) -> str:
+    top = max(ranked, key=_clean)
+    if top is ranked[0]:
+        return f"{top['name']} also has the highest clean accuracy."
+    return (
+        f"the highest clean accuracy, {text.percent(top['clean'].get('accuracy'))}\u00a0%, is that of {top['name']}, "
+        f"which keeps {text.percent(top['union']['accuracy'])}\u00a0%."
+    )
+
+
+def _strongest(model: dict[str, Any]) -> str:
+    entries = {name: entry for name, entry in model["attacks"].items() if text.measured(entry.get("accuracy"))}
+    if not entries:
+        return ""
+    name = min(entries, key=lambda name: entries[name]["accuracy"])
+    return f"The strongest single attack, {name}, leaves {_share(entries[name])}."
+
+
+def _clean(model: dict[str, Any]) -> float:
+    accuracy = model["clean"].get("accuracy")
+    return float(accuracy) if text.measured(accuracy) else -1.0
+
+
+def _share(entry: dict[str, Any]) -> str:
+    between = text.interval(entry)
+    return f"{text.percent(entry.get('accuracy'))}\u00a0%" + (f" ({between})" if between else "")
+
+
+def table(run: Run) -> dict[str, Any]:
+    """Accuracy of every model: clean, under each attack, under their union, and the mean over unseen attacks."""
+    columns: list[dict[str, Any]] = [{"name": "Clean", "kind": "clean"}]
+    for name, attack in run.attacks.items():
+        columns.append({"name": name, "kind": "attack", "about": attack})
+    columns += [{"name": "Union", "kind": "union"}, {"name": "Unseen mean", "kind": "unseen"}]
+    rows = [[_cell(model, column) for column in columns] for model in run.models]
+    for place in range(len(columns)):
+        shown = [row[place]["shown"] for row in rows if text.measured(row[place].get("accuracy"))]
+        best = max(shown, key=float) if len(shown) > 1 else None
+        for row in rows:
+            row[place]["best"] = best is not None and row[place]["shown"] == best
+    wide = len(columns) > 9
+    seen = any(cell["seen"] for row in rows for cell in row)
+    return {"columns": columns, "rows": rows, "wide": wide, "seen": seen, "unmeasured": any(_gaps(rows))}
+
+
+def _cell(model: dict[str, Any], column: Mapping[str, Any]) -> dict[str, Any]:
+    kind, name = column["kind"], column["name"]
+    entry: dict[str, Any]
+    if kind == "attack":
+        entry = model["attacks"][name]
+    elif kind == "unseen":
+        entry = {"accuracy": model["unseen_mean"]}
+    else:
+        entry = model[kind] or {}
+    seen = kind == "attack" and name in model["trained_on"]
+    picked = {edge: entry.get(edge) for edge in ("accuracy", "low", "high")}
+    return {**picked, "kind": kind, "seen": seen, "shown": text.percent(entry.get("accuracy"))}
+
+
+def _gaps(rows: list[list[dict[str, Any]]]) -> Iterator[bool]:
+    return (cell["shown"] == text.DASH for row in rows for cell in row)
+
+
+def radius(run: Run) -> dict[str, Any] | None:
+    """Robust accuracy against radius: a panel an attack, a line a model, the evaluated radius marked."""
+    panels = []
+    for curve in run.results["curves"]:
+        about = run.attacks.get(curve["attack"], {})
+        lines = [
+            charts.Line(run.names.index(model), curve["radii"], accuracy)
+            for model, accuracy in curve["accuracy"].items()
+            if model in run.names
+        ]
+        svg = charts.chart(
+            lines,
+            label=f"Robust accuracy against radius under {curve['attack']}",
+            x_label=f"radius ({about['set']})" if about.get("set") else "radius",
+            y_label="robust accuracy",
+            mark=about.get("radius"),
+            fraction=True,
+        )
+        panels.append({"name": curve["attack"], "count": curve.get("count"), "svg": svg, "about": about})
+    return {"panels": panels} if panels else None
+
+
+def steps(run: Run) -> dict[str, Any] | None:
+    """Loss against attack step: a panel an attack, a line a model, the 10–90 % band where it was kept."""
+    panels, banded = [], False
+    for trajectory in run.results["trajectories"]:
+        lines = []
+        for model, mean in trajectory["mean"].items():
+            if model in run.names:
+                low, high = ((trajectory.get(edge) or {}).get(model) for edge in ("low", "high"))
+                banded |= low is not None and high is not None
+                lines.append(charts.Line(run.names.index(model), range(len(mean)), mean, low, high))
+        svg = charts.chart(
+            lines, label=f"Loss against step of {trajectory['attack']}", x_label="attack step", y_label="loss"
+        )
+        panels.append({"name": trajectory["attack"], "count": trajectory.get("count"), "svg": svg})
+    return {"panels": panels, "banded": banded} if panels else None
+
+
+def pictures(run: Run) -> dict[str, Any] | None:
+    """Original, adversarial and difference images of every model and attack."""
+    if run.pictures is None:
+        return None
+    stored = run.pictures
+    clean, labels = stored["clean"], stored["label"]
+    shown = min(_PICTURES, len(clean))
+    found = [name for name in run.attacks if any(f"{model}/{name}/images" in stored for model in run.names)]
+    factors = {name: _factor(run, name, clean[:shown]) for name in found}
+    classes = run.results["data"].get("class_names")
+    blocks = []
+    for place, model in enumerate(run.names):
+        before = stored.get(f"{model}/prediction")
+        rows = []
+        for name in found:
+            if f"{model}/{name}/images" in stored:
+                attacked, after = stored[f"{model}/{name}/images"], stored.get(f"{model}/{name}/prediction")
+                cells = [
+                    {
+                        "image": images.picture(attacked[index]),
+                        "difference": images.difference(attacked[index] - clean[index], factors[name]),
+                        "before": _class(before, index, classes),
+                        "after": _class(after, index, classes),
+                        "outcome": _outcome(labels, before, after, index),
+                    }
+                    for index in range(shown)
+                ]
+                rows.append({"name": name, "factor": factors[name], "cells": cells})
+        if rows:
+            blocks.append({"place": place, "name": model, "rows": rows})
+    originals = [
+        {"image": images.picture(clean[index]), "label": _class(labels, index, classes)} for index in range(shown)
+    ]
+    compact = len(found) * len(blocks) <= 12
+    colour = clean.shape[-1] == 3
+    return {"originals": originals, "blocks": blocks, "total": len(clean), "compact": compact, "colour": colour}
+
+
+def _factor(run: Run, name: str, clean: np.ndarray) -> float:
+    stored = run.pictures or {}
+    changes = [stored[key][: len(clean)] - clean for key in (f"{m}/{name}/images" for m in run.names) if key in stored]
+    return images.amplification(np.stack(changes))
+
+
+def _class(labels: np.ndarray | None, index: int, names: list[str] | None) -> str:
+    if labels is None:
+        return text.DASH
+    label = int(labels[index])
+    return str(names[label]) if names and 0 <= label < len(names) else str(label)
+
+
+def _outcome(labels: np.ndarray, before: np.ndarray | None, after: np.ndarray | None, index: int) -> str:
+    if before is not None and before[index] != labels[index]:
+        return "clean error"
+    if after is None:
+        return ""
+    return "robust" if after[index] == labels[index] else "fooled"
+
+
+def examples(run: Run) -> dict[str, Any] | None:
+    """The outcome of every example under every model and attack, ordered so that structure shows.
+
+    Examples are ordered from those robust most often to those robust least often, ties by the outcomes themselves.
+    """
+    outcomes = {
+        (place, name): np.asarray(codes, np.int64)
+        for place, model in enumerate(run.models)
+        for name, codes in model["examples"].get("outcome", {}).items()
+    }
+    if not outcomes:
+        return None
+    grid = np.stack(list(outcomes.values()))
+    robust = grid == 0
+    order = np.lexsort((*grid[::-1], -robust.sum(0)))
+    groups = []
+    for place, model in enumerate(run.names):
+        rows = {name: codes[order] for (owner, name), codes in outcomes.items() if owner == place}
+        if len(rows) > 1:
+            # The codes are ordered by how bad they are, so the worst case is the largest.
+            rows["worst case"] = np.max(list(rows.values()), 0)
+        strips = [
+            {"name": name, "image": images.outcomes(codes), "shares": np.bincount(codes, minlength=4) / len(codes)}
+            for name, codes in rows.items()
+        ]
+        groups.append({"place": place, "name": model, "strips": strips})
+    return {
+        "groups": groups,
+        "dense": len(outcomes) > 40,
+        "count": grid.shape[1],
+        "always": int(robust.all(0).sum()),
+        "never": int((~robust).all(0).sum()),
+        "legend": list(zip(OUTCOMES, images.OUTCOME_COLOURS, strict=True)),
+    }
+
+
+def cost(run: Run) -> dict[str, Any] | None:
+    """What each attack cost, how often it succeeded and how large its perturbations are."""
+    groups = [
+        {"place": place, "name": model["name"], "entries": [(name, model["attacks"][name]) for name in run.attacks]}
+        for place, model in enumerate(run.models)
+    ]
+    return {"groups": groups} if run.attacks else None
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """Everything needed to do it again."""
+    return {"noted": [model for model in run.models if model["notes"] or model["trained_on"]]}
+
+
+SECTIONS = (
+    Section("summary", "Result", summary),
+    Section("table", "Accuracy", table),
+    Section("radius", "Robust accuracy against radius", radius),
+    Section("steps", "Loss against attack step", steps),
+    Section("pictures", "Adversarial images", pictures),
+    Section("examples", "Every example", examples),
+    Section("cost", "Cost", cost),
+    Section("settings", "Settings", settings),
+)
