@@ -1,0 +1,73 @@
+"""Data at the trainer's door: what trains, what is held out, and how accurate a classifier is on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import attacks
+from jaxrobust.data import Dataset, LazyDataset, Loader
+from jaxrobust.training.config import TrainConfig
+from jaxrobust.types import Classifier, Code, Key
+
+__all__ = ["accuracy", "as_dataset", "batch_accuracy", "split"]
+
+Data = Dataset | LazyDataset
+
+
+def as_dataset(name: str, data: Any) -> Data:
+    """A data set as it is, or from a pair of arrays, whose values are checked."""
+    if isinstance(data, Dataset | LazyDataset):
+        return data
+    if isinstance(data, tuple | list) and len(data) == 2:
+        try:
+            return Dataset.from_arrays(*data)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from error
+    raise TypeError(f"{name} must be a jaxrobust.data.Dataset or a pair (images, labels); got {type(data).__name__}")
+
+
+def split(train: Data, config: TrainConfig, seed: int) -> tuple[Data, Data | None]:
+    """Hold out a random part of the training data, as `TrainConfig.validation` says."""
+    count = min(round(config.validation * len(train)), config.validation_limit)
+    if count == 0:
+        return train, None
+    order = np.random.default_rng(seed).permutation(len(train))
+    return train[np.sort(order[count:])], train[np.sort(order[:count])]
+
+
+def accuracy(classifier: Classifier, data: Data, attack: Any, key: Key, batch_size: int) -> dict[str, float]:
+    """`val_clean_acc` and, with an attack, `val_adv_acc` over a data set."""
+    totals: dict[str, float] = {}
+    for batch in Loader(data, min(batch_size, len(data)), shuffle=False).epoch(0):
+        for name, correct in _outcomes(classifier, batch, attack, key).items():
+            totals[name] = totals.get(name, 0) + int((correct & batch.mask).sum())
+    return {name: total / len(data) for name, total in totals.items()}
+
+
+def batch_accuracy(classifier: Classifier, batch: Any, attack: Any, key: Key) -> float:
+    """The accuracy under attack on one batch."""
+    return float(_outcomes(classifier, batch, attack, key)["val_adv_acc"][batch.mask].mean())
+
+
+def _outcomes(classifier: Classifier, batch: Any, attack: Any, key: Key) -> dict[str, np.ndarray]:
+    """For each example, whether it is classified right, and whether it still is under attack."""
+    found = {"val_clean_acc": np.asarray(_correct(classifier, batch.images, batch.labels))}
+    if attack is not None:
+        found["val_adv_acc"] = np.asarray(_robust(attack, classifier, batch, key))
+    return found
+
+
+@jax.jit
+def _correct(classifier: Classifier, images: Any, labels: Any) -> Any:
+    logits = classifier(images)
+    return (jnp.argmax(logits, axis=1) == labels) & jnp.isfinite(logits).all(axis=1)
+
+
+@jax.jit
+def _robust(attack: Any, classifier: Classifier, batch: Any, key: Key) -> Any:
+    result = attacks.run(attack, classifier, batch.images, batch.labels, key=key, indices=batch.index, early_stop=True)
+    return ~result.success & (result.code == Code.RAN)

@@ -1,0 +1,201 @@
+"""What a training run is made of: the job, which does not change, and the loop's state, which checkpoints hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from jaxrobust import _checks, attacks
+from jaxrobust.data import Loader
+from jaxrobust.models.adapters import Trainable
+from jaxrobust.training import _held_out, _run
+from jaxrobust.training._checkpoint import Checkpoints
+from jaxrobust.training.config import TrainConfig
+from jaxrobust.training.objectives import Objective
+from jaxrobust.training.step import Augment, TrainState
+from jaxrobust.types import Classifier, Key
+
+__all__ = ["Disk", "Job", "Loop", "Progress", "prepare"]
+
+
+class Job(NamedTuple):
+    """All of a run that does not change."""
+
+    config: TrainConfig
+    objective: Any
+    trainable: Trainable
+    optimizer: optax.GradientTransformation
+    rates: optax.Schedule
+    loader: Loader
+    held_out: Any
+    attack: Any
+    augment: Augment | None
+    step_key: Key
+    validation_key: Key
+    steps_per_epoch: int
+    description: dict[str, Any]
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where the run stands, as JSON. `sums` are of the current epoch's metrics, over the steps read so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    read: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    best_epoch: int = 0
+    best_score: list[float] = dataclasses.field(default_factory=lambda: [-1.0, -1.0])
+    overfit_acc: float = 0.0
+    overfitted: bool = False
+    finished: bool = False
+
+    def read_metrics(self, metrics: list[dict[str, Any]], where: str) -> None:
+        """Fetch the metrics of steps and add them up; this waits for the last of them to be computed."""
+        for row in jax.device_get(metrics):
+            self.read += 1
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(row[name]):
+                    raise FloatingPointError(
+                        f"{name} must stay finite; got {row[name]} at step {self.read} (epoch {self.epoch + 1}). "
+                        f"{where}Lower the learning rate, or warm the radius up."
+                    )
+            for name, value in row.items():
+                self.sums[name] = self.sums.get(name, 0) + value.item()
+
+
+@dataclasses.dataclass
+class Loop:
+    """All of a run that changes: arrays, which a checkpoint holds as a tree, and progress, which it holds as JSON."""
+
+    train: TrainState
+    best: Any  # (params, state)
+    previous: TrainState | None  # at the end of the epoch before, kept with `stop_on_overfitting`
+    progress: Progress
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        return {"train": self.train, "best": self.best, "previous": self.previous}
+
+
+class Disk(NamedTuple):
+    """The run folder in use."""
+
+    folder: pathlib.Path
+    checkpoints: Checkpoints
+    terminated: Any
+
+    def save(self, loop: Loop) -> None:
+        _run.write_rows(self.folder, loop.progress.history)
+        self.checkpoints.save(loop.progress.step, loop.tree, dataclasses.asdict(loop.progress))
+
+    def stop_if_terminated(self, loop: Loop) -> None:
+        if self.terminated() and not loop.progress.finished:
+            raise InterruptedError(f"SIGTERM: saved and stopped after step {loop.progress.step}; the same call resumes")
+
+    def restore(self, loop: Loop) -> None:
+        if self.checkpoints.latest is not None:
+            tree, progress = self.checkpoints.load(loop.tree)
+            loop.train, loop.best, loop.previous = tree["train"], tree["best"], tree["previous"]
+            loop.progress = Progress(**progress)
+        # Rows written after the checkpoint will be written again.
+        _run.write_rows(self.folder, loop.progress.history)
+
+
+def prepare(
+    network: nnx.Module,
+    train_data: Any,
+    objective: Any,
+    key: Key,
+    config: TrainConfig,
+    validation_data: Any,
+    validation_attack: Any,
+    augment: Augment | None,
+) -> tuple[Job, Loop]:
+    """Check everything before any compute, and lay out the run."""
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective must be an Objective such as adversarial(attack); got {objective!r}")
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config must be a TrainConfig; got {type(config).__name__}")
+    trainable, params, state = Trainable.from_nnx(network)
+    train = given = _held_out.as_dataset("train_data", train_data)
+    order_key, split_key, step_key, validation_key = jax.random.split(key, 4)
+    if validation_data is None:
+        apart = None
+        train, held_out = _held_out.split(train, config, _seed(split_key))
+    else:
+        apart = held_out = _held_out.as_dataset("validation_data", validation_data)
+    _check_fit(trainable.classifier(params, state), train, held_out)
+    own = getattr(objective, "attack", None)
+    if own is None and config.stop_on_overfitting:
+        raise ValueError(f"stop_on_overfitting needs an objective with an attack; got {objective!r}")
+    if validation_attack is None and own is not None:
+        validation_attack = attacks.pgd(own.set, steps=10)
+    if len(train) < config.batch_size and config.drop_last:
+        raise ValueError(
+            f"batch_size must not exceed the {len(train)} training examples (drop_last leaves out incomplete batches); "
+            f"got {config.batch_size}"
+        )
+    loader = Loader(train, config.batch_size, seed=_seed(order_key), drop_last=config.drop_last)
+    total = config.epochs * len(loader)
+    optimizer = config.transformation(total)
+    description = {
+        "config": _run.describe({k: v for k, v in vars(config).items() if k not in ("log_every", "checkpoint_every")}),
+        "objective": _run.describe(objective),
+        "validation_attack": _run.describe(validation_attack),
+        "augment": _run.describe(augment),
+        "network": _run.digest(*jax.tree.leaves((params, state))),
+        "train_data": _run.describe_data(given),
+        "validation_data": None if apart is None else _run.describe_data(apart),
+        "key": [str(jax.random.key_impl(key)), jax.random.key_data(key).tolist()],
+    }
+    job = Job(
+        config=config,
+        objective=objective,
+        trainable=trainable,
+        optimizer=optimizer,
+        rates=config.rates(total),
+        loader=loader,
+        held_out=held_out,
+        attack=validation_attack,
+        augment=augment,
+        step_key=step_key,
+        validation_key=validation_key,
+        steps_per_epoch=len(loader),
+        description=description,
+    )
+    start = TrainState.create(params, state, optimizer, with_ema=config.ema_decay is not None)
+    # Bound to its device, as what a checkpoint restores is; else a resumed run would compile its step a second time.
+    start = jax.device_put(start, jax.tree.map(lambda array: array.sharding, start))
+    previous = jax.tree.map(jnp.array, start) if config.stop_on_overfitting else None
+    return job, Loop(start, jax.tree.map(jnp.array, start.evaluated), previous, Progress())
+
+
+def _check_fit(classifier: Classifier, train: Any, held_out: Any) -> None:
+    """The network against the data."""
+    image = jax.ShapeDtypeStruct((2, *train.shape), jnp.float32)
+    classes = _checks.logits_shape(classifier, image)
+    _checks.finite_params(jax.device_get(classifier))
+    for name, data in (("train_data", train), ("validation_data", held_out)):
+        if data is None:
+            continue
+        if data.shape != train.shape:
+            raise ValueError(f"{name} must hold images of shape {train.shape} as train_data does; got {data.shape}")
+        if data.classes > classes:
+            raise ValueError(
+                f"{name}: labels must lie in [0, {classes}), the network's classes; got {data.classes} classes"
+            )
+
+
+def _seed(key: Key) -> int:
+    return int(jax.random.bits(key, dtype=jnp.uint32))

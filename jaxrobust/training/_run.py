@@ -1,0 +1,152 @@
+"""The folder of a training run: which run it is, its log, and its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust.data import Dataset, LazyDataset
+
+__all__ = ["describe", "describe_data", "digest", "open_run", "sigterm_deferred", "write_rows"]
+
+FORMAT = 1
+PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def open_run(run_dir: str | os.PathLike[str], description: Mapping[str, Any]) -> pathlib.Path:
+    """Make a run folder, or make sure that an existing one is of the same run.
+
+    Args:
+        run_dir: the folder.
+        description: what determines the run's numbers, as JSON.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if the folder holds something else, is half-written, or belongs to a run that differs.
+    """
+    folder = pathlib.Path(run_dir)
+    path = folder / "config.json"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"run_dir must be a folder; {str(folder)!r} is a file")
+    if path.is_file():
+        _compare(path, description)
+        return folder
+    if folder.is_dir() and any(entry.name != path.name + ".tmp" for entry in folder.iterdir()):
+        raise ValueError(
+            f"run_dir must be new, empty, or the folder of a training run; {str(folder)!r} holds other files and no "
+            "config.json"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(path, json.dumps({"format": FORMAT, **description, "versions": _versions()}, indent=1) + "\n")
+    return folder
+
+
+def write_rows(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Make metrics.jsonl hold exactly these rows."""
+    _write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def describe(value: Any) -> Any:
+    """Any configuration as JSON: dataclasses by type and fields, functions by name, arrays as lists."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, Mapping):
+        return {str(name): describe(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if isinstance(value, float | np.generic | np.ndarray | jax.Array):
+        return np.asarray(value).tolist()
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def describe_data(data: Dataset | LazyDataset) -> dict[str, Any]:
+    """What a data set is: its name and size, and a fingerprint where it lies in memory."""
+    facts = {"name": data.name, "split": data.split, "count": len(data), "shape": list(data.shape)}
+    return facts | ({"digest": digest(data.raw, data.labels)} if isinstance(data, Dataset) else {})
+
+
+def digest(*arrays: Any) -> str:
+    """A short fingerprint of arrays' types, shapes and contents."""
+    code = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        code.update(f"{array.dtype}{array.shape}".encode())
+        code.update(np.ascontiguousarray(array))
+    return code.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def sigterm_deferred() -> Iterator[Callable[[], bool]]:
+    """Hold SIGTERM back until the context ends; what it gives tells whether one has come.
+
+    Only the main thread may handle signals; elsewhere nothing is held back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if received:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _compare(path: pathlib.Path, description: Mapping[str, Any]) -> None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"run_dir: {str(path)!r} is damaged, not valid JSON ({error})") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"run_dir: {str(path)!r} is not of a training run, or of another version's")
+    # Through JSON and back, so that tuples and infinities compare as they were written.
+    there, here = _flat(found), _flat(json.loads(json.dumps(description)))
+    names = [name for name in {**there, **here} if not name.startswith(("format", "versions."))]
+    differing = [n for n in names if there.get(n, "absent") != here.get(n, "absent")]
+    if differing:
+        listed = "; ".join(f"{n}: {there.get(n, 'absent')!r} there, {here.get(n, 'absent')!r} here" for n in differing)
+        raise ValueError(f"run_dir {str(path.parent)!r} belongs to a run that differs in {listed}")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= _flat(item, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a checkout that was never installed
+            found[name] = "unknown"
+    return found
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

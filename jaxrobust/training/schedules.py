@@ -1,0 +1,95 @@
+"""The learning-rate schedules of the field, by name, as fractions of a run's length; built from Optax's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from jaxrobust import _checks
+
+__all__ = ["SCHEDULES", "schedule"]
+
+
+def _steps(scales: dict[float, float]) -> Callable[[int], optax.Schedule]:
+    """Multiply by a scale at each fraction of the run."""
+    return lambda total: optax.piecewise_constant_schedule(1.0, {round(at * total): by for at, by in scales.items()})
+
+
+def _ramps(*knots: tuple[float, float]) -> Callable[[int], optax.Schedule]:
+    """Straight lines between (fraction, value) knots."""
+
+    def make(total: int) -> optax.Schedule:
+        places = [round(at * total) for at, _ in knots]
+        ramps = [
+            optax.linear_schedule(knots[i][1], knots[i + 1][1], max(1, places[i + 1] - places[i]))
+            for i in range(len(knots) - 1)
+        ]
+        return optax.join_schedules(ramps, places[1:-1])
+
+    return make
+
+
+def _ten_steps(total: int) -> optax.Schedule:
+    boundaries = [round(i * total / 10) for i in range(1, 10)]
+    return optax.join_schedules([optax.constant_schedule(1 - i / 10) for i in range(10)], boundaries)
+
+
+SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
+    "constant": lambda total: optax.constant_schedule(1.0),
+    "cosine": lambda total: optax.cosine_decay_schedule(1.0, total),
+    "cyclic": _ramps((0.0, 0.0), (2 / 5, 1.0), (1.0, 0.0)),
+    "triangle": _ramps((0.0, 0.0), (1 / 2, 1.0), (1.0, 0.0)),
+    "linear": _ramps((0.0, 1.0), (1 / 3, 1.0), (2 / 3, 0.1), (1.0, 0.01)),
+    "piecewise": _steps({1 / 2: 0.1, 3 / 4: 0.1}),
+    "one-drop": _steps({1 / 2: 0.1}),
+    "multi-decay": _ten_steps,
+    "piecewise-ft": _steps({1 / 3: 0.1, 2 / 3: 0.1}),
+}
+
+
+def schedule(name: str, peak: float, total_steps: int) -> optax.Schedule:
+    """A learning-rate schedule by name, over a run of T steps.
+
+    ============== ===================================================================
+    name           peak times
+    ============== ===================================================================
+    constant       1
+    cosine         (1 + cos πt/T)/2
+    cyclic         0 → 1 at 2T/5 → 0 at T, straight lines
+    triangle       0 → 1 at T/2 → 0 at T, straight lines
+    linear         1 until T/3, → 0.1 at 2T/3, → 0.01 at T, straight lines
+    piecewise      1, 0.1 from T/2, 0.01 from 3T/4
+    one-drop       1, 0.1 from T/2
+    multi-decay    1 − i/10 from iT/10
+    piecewise-ft   1, 0.1 from T/3, 0.01 from 2T/3, for fine-tuning
+    ============== ===================================================================
+
+    Args:
+        name: one of the above, the keys of `SCHEDULES`.
+        peak: the learning rate that the factors multiply, ≥ 0.
+        total_steps: T, at least 1.
+
+    Returns:
+        A function from the step to the learning rate.
+
+    Raises:
+        ValueError: if the name is unknown, `peak` is negative or NaN, or `total_steps` < 1.
+
+    Example:
+        >>> float(schedule("cyclic", 0.2, 10)(2))
+        0.10000000149011612
+
+    Reference:
+        Rice, Wong and Kolter, 2020, arXiv:2002.11569; "triangle": Wong, Rice and Kolter, 2020, arXiv:2001.03994.
+    """
+    shape = SCHEDULES[_checks.choice("schedule", name, SCHEDULES)](_checks.count("total_steps", total_steps))
+    scale = float(_checks.number("peak", peak))
+
+    def rate(step: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # Optax multiplies the integer step with floats
+            return scale * shape(step)
+
+    return rate

@@ -1,0 +1,176 @@
+"""The pure train step of one device: crafting, forward, backward, update; alone or under a named axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrobust.models.adapters import Trainable
+from jaxrobust.training.objectives import Aux, Learner, Objective
+from jaxrobust.types import Key, pytree
+
+__all__ = ["TrainState", "train_step"]
+
+Augment = Callable[..., Any]
+
+
+@pytree("params", "state", "opt_state", "ema", "step")
+class TrainState:
+    """Everything that changes from step to step.
+
+    Args:
+        params: the network's parameters.
+        state: its batch statistics.
+        opt_state: the optimiser's state.
+        ema: the exponential moving average of (params, state), or None where none is kept.
+        step: how many updates were made, int32.
+    """
+
+    params: Any
+    state: Any
+    opt_state: Any
+    ema: Any
+    step: Any
+
+    @staticmethod
+    def create(
+        params: Any, state: Any, optimizer: optax.GradientTransformation, *, with_ema: bool = False
+    ) -> TrainState:
+        """The state before the first step; every array is a copy, so that it may be donated.
+
+        Args:
+            params: the network's parameters.
+            state: its batch statistics.
+            optimizer: makes the optimiser's state.
+            with_ema: whether to keep an average, started from the parameters themselves.
+
+        Returns:
+            The state.
+        """
+        ema = (params, state) if with_ema else None
+        opt_state = jax.jit(optimizer.init)(params)
+        return jax.tree.map(jnp.array, TrainState(params, state, opt_state, ema, jnp.int32(0)))
+
+    @property
+    def evaluated(self) -> tuple[Any, Any]:
+        """The (params, state) to evaluate: the average where there is one."""
+        return (self.params, self.state) if self.ema is None else self.ema
+
+
+def train_step(
+    objective: Objective,
+    trainable: Trainable,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Any,
+    key: Key,
+    *,
+    axis_name: str | None = None,
+    augment: Augment | None = None,
+    ema_decay: Any = 0.0,
+) -> tuple[TrainState, dict[str, Any]]:
+    """One update of the parameters, as a pure function of what it is given.
+
+    θ ← opt(θ, ∇ Σ_i m_i ℓ_i / Σ_i m_i) over the unpadded examples (m_i = 1) of the whole batch. With `axis_name` it is
+    the function of one device, to be mapped over shards of the batch by `jax.shard_map` (with `check_vma=False`, since
+    the loops of attacks start from constants): losses, gradients and metrics are summed over the axis, each device
+    weighing as much as it has unpadded examples, batch statistics are averaged, and every device makes the same update.
+    Noise is each example's own (its index folded into the key), so the split over devices does not change it; dropout
+    alone differs by device.
+
+    Args:
+        objective: see `Objective`; its numbers are traced.
+        trainable: the network's structure.
+        optimizer: an Optax transformation, its schedule inside.
+        state: the state before the step.
+        batch: `images` (N, H, W, C), float32 in [0, 1] or uint8; `labels` (N,) integer; `mask` (N,), False for padding
+            (finite images, such as repeats of others), or None; `index` (N,) int32, the places in the data set.
+        key: the step's key, equal on all devices.
+        axis_name: the mapped axis, or None on a single device.
+        augment: `(key, images, index) -> images`, or None; it comes before the attack.
+        ema_decay: τ of the moving average; at update t the decay is min(τ, (1+t)/(10+t)). Unused without an average.
+
+    Returns:
+        The new state, and metrics as scalars: `loss`, `grad_norm` (the norm of the mean gradient) and those of the
+        objective, means as float32 and counts as int32.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from jaxrobust.data import Batch
+        >>> from jaxrobust.models import SmallCNN
+        >>> from jaxrobust.training import standard
+        >>> trainable, params, state = Trainable.from_nnx(SmallCNN(rngs=nnx.Rngs(0)))
+        >>> optimizer = optax.adam(1e-3)
+        >>> batch = Batch(np.zeros((4, 8, 8, 1), np.float32), np.arange(4), np.ones(4), np.arange(4))
+        >>> state = TrainState.create(params, state, optimizer)
+        >>> step = jax.jit(train_step, static_argnames="optimizer")
+        >>> state, metrics = step(standard(), trainable, optimizer, state, batch, jax.random.key(0))
+        >>> int(state.step), sorted(metrics)
+        (1, ['clean_acc', 'grad_norm', 'loss'])
+
+    Reference:
+        Averaging: Gowal et al., 2020, arXiv:2010.03593.
+    """
+    augment_key, objective_key = jax.random.split(key)
+    batch = jax.tree.map(jnp.asarray, batch)
+    mask = jnp.ones(batch.labels.shape) if batch.mask is None else batch.mask.astype(jnp.float32)
+    images = _as_float(batch.images)
+    if augment is not None:
+        images = augment(augment_key, images, batch.index)
+    batch = batch._replace(images=images)
+    total = jnp.maximum(_sum(mask.sum(), axis_name), 1.0)
+
+    def loss_of(params: Any) -> tuple[Any, Aux]:
+        losses, aux = objective(objective_key, Learner(trainable, params, state.state, axis_name), batch)
+        return (losses * mask).sum() / total, aux
+
+    (loss, aux), gradient = jax.value_and_grad(loss_of, has_aux=True)(_per_device(state.params, axis_name))
+    loss, gradient = _sum((loss, gradient), axis_name)
+    with jax.numpy_dtype_promotion("standard"):  # Optax multiplies its int32 step count with floats
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    statistics = _mean_of_floats(aux.state, axis_name)
+    ema = _averaged(state.ema, (params, statistics), state.step, ema_decay)
+    means = {name: (value * mask).sum() / total for name, value in aux.means.items()}
+    counts = {name: ((mask > 0) & value).sum(dtype=jnp.int32) for name, value in aux.counts.items()}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient), **_sum({**means, **counts}, axis_name)}
+    return TrainState(params, statistics, opt_state, ema, state.step + 1), metrics
+
+
+def _as_float(images: Any) -> Any:
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
+def _per_device(tree: Any, axis_name: str | None) -> Any:
+    # Otherwise `shard_map`, which tracks what is equal on all devices, sums the gradient by itself, and we once more.
+    return tree if axis_name is None else jax.lax.pcast(tree, axis_name, to="varying")
+
+
+def _sum(tree: Any, axis_name: str | None) -> Any:
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def _mean_of_floats(tree: Any, axis_name: str | None) -> Any:
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.pmean(x, axis_name) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def _averaged(ema: Any, now: Any, step: Any, decay: Any) -> Any:
+    """θ̄ + (1−τ)(θ − θ̄): in this form, unlike Optax's, parameters that rest are an exact fixed point."""
+    if ema is None:
+        return None
+    step = step.astype(jnp.float32)
+    decay = jnp.minimum(jnp.asarray(decay, jnp.float32), (1 + step) / (10 + step))
+
+    def towards(average: Any, new: Any) -> Any:
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return average + (1 - decay).astype(new.dtype) * (new - average)
+
+    return jax.tree.map(towards, ema, now)

@@ -1,0 +1,274 @@
+"""The training loop: one device, resumable from any checkpoint, selecting by robust accuracy on held-out data."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from tqdm import tqdm
+
+from jaxrobust import attacks
+from jaxrobust.models.adapters import Trainable
+from jaxrobust.training import _held_out, _run
+from jaxrobust.training._checkpoint import Checkpoints
+from jaxrobust.training._job import Disk, Job, Loop, Progress, prepare
+from jaxrobust.training.config import TrainConfig
+from jaxrobust.training.objectives import Objective
+from jaxrobust.training.step import Augment, TrainState, train_step
+from jaxrobust.types import Classifier, Key
+
+__all__ = ["TrainResult", "fit"]
+
+OVERFITTING_DROP = 0.2  # of PGD-5 accuracy between epochs, as in the reference cited by `TrainConfig`
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What `fit` returns. The networks are new modules in evaluation mode.
+
+    Args:
+        network: of the best epoch: the highest adversarial, then clean accuracy on held-out data; the moving average
+            where one is kept. The last one where nothing is held out.
+        last: the network after the last step (of the epoch before, if the run stopped for overfitting).
+        ema: the moving average after the last step, or None.
+        history: one dict an epoch. Always `epoch` (from 1), `step`, `learning_rate`, `seconds`, `loss`, `grad_norm` and
+            the objective's metrics (means over the epoch's steps, counts added up); `val_clean_acc` and, with an
+            attack, `val_adv_acc` where the epoch was validated; `overfit_acc` with `stop_on_overfitting`.
+        best_epoch: the epoch of `network`.
+        overfitted: whether the run stopped for catastrophic overfitting.
+    """
+
+    network: nnx.Module
+    last: nnx.Module
+    ema: nnx.Module | None
+    history: list[dict[str, Any]]
+    best_epoch: int
+    overfitted: bool
+
+    @property
+    def classifier(self) -> Classifier:
+        """The best network as a classifier."""
+        return Classifier.from_nnx(self.network)
+
+
+def fit(
+    network: nnx.Module,
+    train_data: Any,
+    *,
+    objective: Objective,
+    key: Key,
+    config: TrainConfig = TrainConfig(),
+    validation_data: Any = None,
+    validation_attack: Any = None,
+    augment: Augment | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a network.
+
+    With `run_dir` the run may be killed at any time: started again with the same arguments it goes on from its last
+    checkpoint (the end of an epoch, or `config.checkpoint_every` steps) and ends with the same numbers. SIGTERM saves
+    one more checkpoint at the end of the step and then takes its course. The folder holds `config.json`,
+    `metrics.jsonl` (a line an epoch, the rows of `TrainResult.history`) and `checkpoints/`.
+
+    Args:
+        network: maps images to logits; it is left as it is.
+        train_data: a `jaxrobust.data.Dataset`, or a pair of images (N, H, W, C), uint8 or float in [0, 1], and integer
+            labels (N,).
+        objective: what to minimise: `standard()`, `adversarial(attack)`, `mixed(attack)` or one's own `Objective`.
+        key: all randomness of the run comes from it.
+        config: the settings.
+        validation_data: held-out data like `train_data`; None holds out a share `config.validation` of that. Never the
+            test set: the best epoch is chosen by it.
+        validation_attack: what robust accuracy is measured with; None takes PGD-10 on the set of the objective's
+            attack, or no attack where the objective has none.
+        augment: `(key, images, index) -> images`, pure, on a batch, before the attack; see `jaxrobust.data.augment`.
+        run_dir: where to log and checkpoint, or None for neither.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The networks and the history.
+
+    Raises:
+        TypeError: if network, images or labels are not what they should be.
+        ValueError: if images lie outside [0, 1], labels outside the network's classes, there are fewer examples than
+            a batch needs, parameters are not finite, or `run_dir` holds something else than this very run.
+        FloatingPointError: if the loss or its gradient becomes NaN or infinite; it names the step. Checkpoints stay.
+
+    Example:
+        >>> import jaxrobust as jr
+        >>> from jaxrobust.models import SmallCNN
+        >>> from jaxrobust.training import adversarial
+        >>> objective = adversarial(jr.attacks.pgd(jr.sets.Linf(0.2), steps=2))
+        >>> train = jr.data.load("digits", "train[:300]")
+        >>> config = TrainConfig(epochs=1, batch_size=100)
+        >>> network = SmallCNN(rngs=nnx.Rngs(0))
+        >>> result = fit(network, train, objective=objective, config=config, key=jax.random.key(0), progress=False)
+        >>> result.history[0]["step"], result.best_epoch, result.classifier(jnp.asarray(train.images)).shape
+        (2, 1, (300, 10))
+
+    Reference:
+        Madry et al., 2018, arXiv:1706.06083; Rice, Wong and Kolter, 2020, arXiv:2002.11569.
+    """
+    job, loop = prepare(network, train_data, objective, key, config, validation_data, validation_attack, augment)
+    with contextlib.ExitStack() as stack:
+        disk = None
+        if run_dir is not None:
+            folder = _run.open_run(run_dir, job.description)
+            checkpoints = Checkpoints(folder / "checkpoints")
+            # Entered first and so left last: the process may only end once the last checkpoint is whole.
+            terminated = stack.enter_context(_run.sigterm_deferred())
+            disk = Disk(folder, stack.enter_context(checkpoints), terminated)
+            disk.restore(loop)
+        total = job.config.epochs * job.steps_per_epoch
+        bar = stack.enter_context(
+            tqdm(total=total, initial=loop.progress.step, disable=not progress, unit="step", dynamic_ncols=True)
+        )
+        while not loop.progress.finished:
+            _train_epoch(job, loop, disk, bar)
+            _end_epoch(job, loop)
+            if disk is not None:
+                disk.save(loop)
+                disk.stop_if_terminated(loop)
+    return _result(job, loop)
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "augment"), donate_argnames=("state",))
+def _step(
+    objective: Any,
+    trainable: Trainable,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Any,
+    key: Key,
+    ema_decay: Any,
+    augment: Augment | None,
+) -> tuple[TrainState, dict[str, Any]]:
+    key = jax.random.fold_in(key, state.step)
+    return train_step(objective, trainable, optimizer, state, batch, key, augment=augment, ema_decay=ema_decay)
+
+
+def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> None:
+    """Run what is left of the epoch; metrics are read at log steps only, and one step late, so that nothing waits."""
+    progress, config = loop.progress, job.config
+    started = time.perf_counter() - progress.seconds
+    where = "" if disk is None else f"The last checkpoint in {str(disk.folder)!r} is from before. "
+    unread: list[dict[str, Any]] = []
+    for batch in job.loader.epoch(progress.epoch, start=progress.batch):
+        loop.train, metrics = _step(
+            _warmed_up(job, progress.step),
+            job.trainable,
+            job.optimizer,
+            loop.train,
+            batch,
+            job.step_key,
+            np.float32(config.ema_decay or 0.0),
+            augment=job.augment,
+        )
+        unread.append(metrics)
+        progress.batch += 1
+        progress.step += 1
+        bar.update()
+        if progress.step % config.log_every == 0 and len(unread) > 1:
+            progress.read_metrics(unread[:-1], where)
+            del unread[:-1]
+            bar.set_postfix(_shown(progress))
+        if disk is None or progress.batch == job.steps_per_epoch:
+            continue
+        due = config.checkpoint_every is not None and progress.step % config.checkpoint_every == 0
+        if due or disk.terminated():
+            progress.read_metrics(unread, where)
+            unread.clear()
+            progress.seconds = time.perf_counter() - started
+            disk.save(loop)
+            disk.stop_if_terminated(loop)
+    progress.read_metrics(unread, where)
+    progress.seconds = time.perf_counter() - started
+
+
+def _end_epoch(job: Job, loop: Loop) -> None:
+    """Write the epoch's row; monitor, validate and select; move on to the next epoch."""
+    progress, config = loop.progress, job.config
+    started = time.perf_counter()
+    last = progress.epoch + 1 == config.epochs
+    row: dict[str, Any] = {"epoch": progress.epoch + 1, "step": progress.step}
+    row["learning_rate"] = float(job.rates(progress.step - 1))
+    row |= _means(progress)
+    if config.stop_on_overfitting:
+        row["overfit_acc"] = _monitor(job, loop)
+        progress.overfitted = row["overfit_acc"] < progress.overfit_acc - OVERFITTING_DROP
+        progress.overfit_acc = row["overfit_acc"]
+    if progress.overfitted:
+        # The step counter stays, since checkpoints are named by it.
+        loop.train = jax.tree.map(jnp.array, loop.previous)
+        if progress.best_epoch == 0:  # it never came to a validation
+            progress.best_epoch, loop.best = progress.epoch, jax.tree.map(jnp.array, loop.train.evaluated)
+    elif job.held_out is not None and (last or (progress.epoch + 1) % config.validate_every == 0):
+        classifier = job.trainable.classifier(*loop.train.evaluated)
+        row |= _held_out.accuracy(classifier, job.held_out, job.attack, job.validation_key, config.batch_size)
+        score = [row.get("val_adv_acc", 0.0), row["val_clean_acc"]]
+        if score > progress.best_score:
+            progress.best_score, progress.best_epoch = score, progress.epoch + 1
+            loop.best = jax.tree.map(jnp.array, loop.train.evaluated)
+    elif job.held_out is None:
+        progress.best_epoch = progress.epoch + 1
+        loop.best = jax.tree.map(jnp.array, loop.train.evaluated)
+    if config.stop_on_overfitting:
+        loop.previous = jax.tree.map(jnp.array, loop.train)
+    row["seconds"] = round(progress.seconds + time.perf_counter() - started, 3)
+    progress.history.append(row)
+    progress.epoch, progress.batch, progress.sums, progress.seconds = progress.epoch + 1, 0, {}, 0.0
+    progress.finished = last or progress.overfitted
+
+
+def _monitor(job: Job, loop: Loop) -> float:
+    """PGD-5 accuracy on the epoch's first training batch."""
+    batch = next(iter(job.loader.epoch(loop.progress.epoch)))
+    attack = attacks.pgd(job.objective.attack.set, steps=5, relative_step_size=0.25)
+    classifier = job.trainable.classifier(*loop.train.evaluated)
+    return _held_out.batch_accuracy(classifier, batch, attack, job.validation_key)
+
+
+def _warmed_up(job: Job, step: int) -> Any:
+    """The objective with its radius at this step."""
+    length = job.config.radius_warmup * job.steps_per_epoch
+    attack = getattr(job.objective, "attack", None)
+    if step + 1 >= length or attack is None:
+        return job.objective
+    radius = np.float32((step + 1) / length) * attack.set.radius
+    return dataclasses.replace(job.objective, attack=attack.with_radius(radius))
+
+
+def _means(progress: Progress) -> dict[str, Any]:
+    """The metrics of the epoch's steps that were read; counts stay sums."""
+    steps = progress.read - (progress.step - progress.batch)
+    return {name: value if isinstance(value, int) else value / steps for name, value in progress.sums.items()}
+
+
+def _shown(progress: Progress) -> dict[str, str]:
+    """What the progress bar says: this epoch's training metrics and the last validation."""
+    validated: dict[str, Any] = next((row for row in reversed(progress.history) if "val_clean_acc" in row), {})
+    row = {**validated, **_means(progress)}
+    names = ("loss", "clean_acc", "adv_acc", "val_clean_acc", "val_adv_acc")
+    return {"epoch": str(progress.epoch + 1), **{name: f"{row[name]:.3f}" for name in names if name in row}}
+
+
+def _result(job: Job, loop: Loop) -> TrainResult:
+    train, progress = loop.train, loop.progress
+    return TrainResult(
+        network=job.trainable.merge(*loop.best),
+        last=job.trainable.merge(train.params, train.state),
+        ema=None if train.ema is None else job.trainable.merge(*train.ema),
+        history=progress.history,
+        best_epoch=progress.best_epoch,
+        overfitted=progress.overfitted,
+    )

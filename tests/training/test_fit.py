@@ -1,0 +1,249 @@
+"""The loop: what it returns, what it selects, how it compiles, and what it refuses."""
+
+import dataclasses
+import functools
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxrobust.training.trainer as trainer
+from jaxrobust import attacks, data
+from jaxrobust.sets import Linf
+from jaxrobust.training import TrainConfig, adversarial, fit, mixed, standard
+from tests.training.tiny import Mlp, assert_equal, without_times
+
+CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=0.01, validation=0.25)
+FGSM = attacks.fgsm(Linf(0.1))
+ROBUST = adversarial(FGSM)
+run = functools.partial(fit, key=jax.random.key(0), progress=False, validation_attack=FGSM)
+
+
+def network(**options):
+    return Mlp(16, 2, nnx.Rngs(0), **options)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Images whose label is whether their left half is the brighter one."""
+    images = np.random.default_rng(0).uniform(0, 1, (80, 4, 4, 1)).astype(np.float32)
+    return images, (images[:, :, :2].sum((1, 2, 3)) > images[:, :, 2:].sum((1, 2, 3))).astype(np.int32)
+
+
+def numbers(module):
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+def test_adversarial_training_pays_on_digits():
+    train = data.load("digits", "train")
+    config = TrainConfig(epochs=12, batch_size=64, learning_rate=0.01, schedule="cosine")
+    attack = attacks.pgd(Linf(0.1), steps=3, random_start=False)
+    rates = []
+    for objective in (standard(), adversarial(attack)):
+        result = run(Mlp(64, 10, nnx.Rngs(0)), train, objective=objective, config=config, validation_attack=attack)
+        rates.append(result.history[result.best_epoch - 1])
+    assert rates[0]["val_clean_acc"] > 0.85
+    assert rates[1]["val_clean_acc"] > 0.7
+    assert rates[1]["val_adv_acc"] > rates[0]["val_adv_acc"] + 0.08
+
+
+def test_history_and_log(pairs, tmp_path):
+    subject = network()
+    before = numbers(subject)
+    result = run(subject, pairs, objective=ROBUST, config=CONFIG, run_dir=tmp_path, validation_attack=None)
+    assert_equal(numbers(subject), before)
+    assert [row["epoch"] for row in result.history] == [1, 2, 3]
+    assert [row["step"] for row in result.history] == [3, 6, 9]
+    expected = {"epoch", "step", "learning_rate", "seconds", "loss", "grad_norm", "adv_acc", "clean_acc", "delta_linf"}
+    assert set(result.history[0]) == expected | {"delta_l2", "nan_delta", "val_clean_acc", "val_adv_acc"}
+    assert result.history[0]["nan_delta"] == 0
+    assert 0 < result.history[0]["delta_linf"] <= 0.1 + 1e-6
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == result.history
+    assert set(os.listdir(tmp_path)) == {"config.json", "metrics.jsonl", "checkpoints"}
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings["config"]["epochs"] == 3
+    assert settings["objective"]["attack"]["set"] == {"type": "Linf", "radius": 0.1}
+    assert (
+        settings["validation_attack"]["steps"] == 10
+    )  # PGD-10 on the set of training, where nothing else is asked for
+    assert settings["versions"]["jax"] == jax.__version__
+
+
+def test_standard_training_lowers_the_loss_and_reports_no_attack(pairs):
+    config = dataclasses.replace(CONFIG, epochs=6)
+    result = run(network(), pairs, objective=standard(), config=config, validation_attack=None)
+    assert result.history[-1]["loss"] < 0.9 * result.history[0]["loss"]
+    assert "val_adv_acc" not in result.history[0]
+    assert result.ema is None
+    assert not result.overfitted
+
+
+def test_the_best_epoch_is_the_one_returned(pairs):
+    config = dataclasses.replace(CONFIG, epochs=6, learning_rate=0.1)
+    result = run(network(), pairs, objective=ROBUST, config=config)
+    scores = [(row["val_adv_acc"], row["val_clean_acc"]) for row in result.history]
+    assert result.best_epoch == 1 + scores.index(max(scores))
+    again = run(network(), pairs, objective=ROBUST, config=dataclasses.replace(config, validate_every=6))
+    assert again.best_epoch == 6
+    assert_equal(numbers(again.network), numbers(again.last))
+    assert_equal(numbers(again.last), numbers(result.last))
+
+
+def test_same_key_same_run(pairs):
+    objective = adversarial(attacks.rs_fgsm(Linf(0.1)))
+    first, second, other = (
+        run(network(norm=True, dropout=0.2), pairs, objective=objective, config=CONFIG, key=jax.random.key(k))
+        for k in (0, 0, 1)
+    )
+    assert_equal(numbers(first.last), numbers(second.last))
+    assert without_times(first.history) == without_times(second.history)
+    assert without_times(first.history) != without_times(other.history)
+
+
+def test_a_second_run_compiles_nothing(pairs):
+    count = [0]
+
+    def traces():
+        count[0] += 1
+
+    def one_run(seed, radius, smoothing):
+        before = count[0]
+        subject = Mlp(16, 2, nnx.Rngs(seed), traces=traces)
+        objective = adversarial(attacks.fgsm(Linf(radius)), label_smoothing=smoothing)
+        config = dataclasses.replace(CONFIG, radius_warmup=1.0, ema_decay=0.5 + radius)
+        fit(
+            subject,
+            pairs,
+            objective=objective,
+            config=config,
+            key=jax.random.key(seed),
+            validation_attack=None,
+            progress=False,
+        )
+        return count[0] - before
+
+    first, second, third = one_run(0, 0.1, 0.0), one_run(1, 0.2, 0.1), one_run(2, 0.3, 0.2)
+    # Looking at the network's shapes at the door traces it, abstractly; the first run compiles it too.
+    at_the_door = second
+    assert third == at_the_door
+    assert first > at_the_door
+    assert trainer._step._cache_size() > 0
+
+
+def test_radius_warms_up(pairs):
+    config = dataclasses.replace(CONFIG, radius_warmup=2.0, validation=0.0)
+    objective = adversarial(attacks.fgsm(Linf(0.1)))
+    rows = run(network(), pairs, objective=objective, config=config).history
+    # five steps an epoch: radii 0.01, 0.02 ... 0.1, and 0.1 from then on; FGSM goes to the edge of the ball
+    np.testing.assert_allclose([row["delta_linf"] for row in rows], [0.03, 0.08, 0.1], rtol=1e-3)
+
+
+def test_moving_average_is_what_is_returned(pairs):
+    result = run(
+        network(norm=True), pairs, objective=ROBUST, config=dataclasses.replace(CONFIG, ema_decay=0.9, epochs=1)
+    )
+    assert_equal(numbers(result.network), numbers(result.ema))
+    assert not np.array_equal(numbers(result.ema)["first"]["kernel"], numbers(result.last)["first"]["kernel"])
+    assert result.classifier(pairs[0][:3]).shape == (3, 2)
+
+
+def test_incomplete_batches_can_be_kept(pairs):
+    config = dataclasses.replace(CONFIG, validation=0.0, batch_size=32, epochs=1)
+    assert run(network(), pairs, objective=ROBUST, config=config).history[-1]["step"] == 2
+    config = dataclasses.replace(config, drop_last=False)
+    assert run(network(), pairs, objective=ROBUST, config=config).history[-1]["step"] == 3
+
+
+def test_without_held_out_data_the_last_epoch_is_best(pairs):
+    result = run(network(), pairs, objective=mixed(FGSM), config=dataclasses.replace(CONFIG, validation=0.0))
+    assert result.best_epoch == 3
+    assert_equal(numbers(result.network), numbers(result.last))
+
+
+def test_catastrophic_overfitting_stops_the_run_and_goes_back(pairs, monkeypatch, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=6, stop_on_overfitting=True)
+    whole = run(network(), pairs, objective=ROBUST, config=dataclasses.replace(config, epochs=2))
+    assert 0 <= whole.history[0]["overfit_acc"] <= 1
+    accuracies = iter([0.5, 0.45, 0.2])
+    monkeypatch.setattr(trainer, "_monitor", lambda job, loop: next(accuracies))
+    result = run(network(), pairs, objective=ROBUST, config=config, run_dir=tmp_path)
+    assert result.overfitted
+    assert [row["overfit_acc"] for row in result.history] == [0.5, 0.45, 0.2]
+    assert "val_adv_acc" not in result.history[-1]
+    assert_equal(numbers(result.last), numbers(whole.last))
+    assert result.best_epoch in (1, 2)
+    again = run(network(), pairs, objective=ROBUST, config=config, run_dir=tmp_path)  # finished: nothing is run
+    assert again.overfitted
+    assert_equal(numbers(again.last), numbers(whole.last))
+
+
+def test_overfitting_before_the_first_validation(pairs, monkeypatch):
+    accuracies = iter([0.5, 0.2])
+    monkeypatch.setattr(trainer, "_monitor", lambda job, loop: next(accuracies))
+    config = dataclasses.replace(CONFIG, epochs=6, stop_on_overfitting=True, validate_every=5)
+    result = run(network(), pairs, objective=ROBUST, config=config)
+    assert result.best_epoch == 1
+    assert_equal(numbers(result.network), numbers(result.last))
+
+
+def test_divergence_is_named(pairs, tmp_path):
+    config = dataclasses.replace(CONFIG, optimizer="sgd", learning_rate=1e30, epochs=4, log_every=1)
+    message = r"(loss|grad_norm) must stay finite; got (nan|inf) at step [23] \(epoch 1\)"
+    with pytest.raises(FloatingPointError, match=message):
+        run(network(), pairs, objective=standard(), config=config, run_dir=tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_progress_shows_clean_accuracy_beside_adversarial(pairs, capsys):
+    run(network(), pairs, objective=ROBUST, config=dataclasses.replace(CONFIG, log_every=2), progress=True)
+    shown = capsys.readouterr().err
+    assert "9/9" in shown
+    for name in ("loss=", "clean_acc=", "adv_acc=", "val_clean_acc=", "val_adv_acc="):
+        assert name in shown
+
+
+def bad(**changes):
+    return changes
+
+
+IMAGES, LABELS = np.zeros((40, 4, 4, 1), np.float32), np.arange(40) % 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (bad(train_data=(IMAGES, LABELS.astype(np.float32))), TypeError, "train_data: labels must be integers"),
+        (bad(train_data=(IMAGES, LABELS + 1)), ValueError, r"labels must lie in \[0, 2\), the network's classes"),
+        (bad(train_data=(IMAGES, LABELS - 1)), ValueError, "train_data: labels must lie in"),
+        (bad(train_data=(IMAGES + 2, LABELS)), ValueError, r"train_data: images must lie in \[0, 1\]"),
+        (bad(train_data=(IMAGES[:0], LABELS[:0])), ValueError, "train_data: images must be .* not empty"),
+        (bad(train_data=(IMAGES[..., 0], LABELS)), ValueError, r"train_data: images must be \(N, H, W, C\)"),
+        (bad(train_data=IMAGES), TypeError, r"train_data must be a jaxrobust.data.Dataset or a pair"),
+        (bad(train_data=(IMAGES[:5], LABELS[:5])), ValueError, "batch_size must not exceed the 4 training"),
+        (bad(train_data=(IMAGES[:, :3], LABELS)), ValueError, "the model failed on images of shape"),
+        (bad(validation_data=(IMAGES[:, :3], LABELS)), ValueError, "validation_data must hold images of shape"),
+        (bad(objective="adversarial"), TypeError, "objective"),
+        (bad(config={"epochs": 3}), TypeError, "config"),
+        (bad(network=lambda x: x), TypeError, "network"),
+        (
+            bad(objective=standard(), config=dataclasses.replace(CONFIG, stop_on_overfitting=True)),
+            ValueError,
+            "stop_on_overfitting needs an objective with an attack",
+        ),
+    ],
+)
+def test_bad_input(changes, error, message, tmp_path):
+    arguments = {"network": network(), "train_data": (IMAGES, LABELS), "objective": ROBUST, "config": CONFIG} | changes
+    with pytest.raises(error, match=message):
+        run(**arguments, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_parameters_must_be_finite():
+    broken = network()
+    broken.first.kernel[...] = broken.first.kernel[...].at[0, 0].set(np.nan)
+    with pytest.raises(ValueError, match="must be finite"):
+        run(broken, (IMAGES, LABELS), objective=ROBUST, config=CONFIG)

@@ -1,0 +1,81 @@
+"""Schedules at their knots, as fractions of the run."""
+
+import numpy as np
+import pytest
+
+from jaxrobust.training import SCHEDULES, TrainConfig, schedule
+
+KNOTS = {
+    "constant": {0: 1, 500: 1, 999: 1},
+    "cosine": {0: 1, 500: 0.5, 1000: 0},
+    "cyclic": {0: 0, 200: 0.5, 400: 1, 700: 0.5, 1000: 0},
+    "triangle": {0: 0, 250: 0.5, 500: 1, 1000: 0},
+    "linear": {0: 1, 333: 1, 667: 0.1, 1000: 0.01},
+    "piecewise": {0: 1, 499: 1, 500: 0.1, 749: 0.1, 750: 0.01, 999: 0.01},
+    "one-drop": {0: 1, 499: 1, 500: 0.1, 999: 0.1},
+    "multi-decay": {0: 1, 99: 1, 100: 0.9, 550: 0.5, 999: 0.1},
+    "piecewise-ft": {0: 1, 332: 1, 333: 0.1, 666: 0.1, 667: 0.01},
+}
+
+
+def test_every_schedule_is_tested():
+    assert KNOTS.keys() == SCHEDULES.keys()
+
+
+@pytest.mark.parametrize("name", KNOTS)
+def test_knots(name):
+    rates = schedule(name, 0.2, 1000)
+    steps = np.array(list(KNOTS[name]))
+    np.testing.assert_allclose([rates(step) for step in steps], 0.2 * np.array(list(KNOTS[name].values())), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_shortest_runs(name):
+    for total in (1, 2, 3):
+        assert all(np.isfinite(schedule(name, 0.1, total)(step)) for step in range(total + 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("warp", 0.1, 10), "schedule must be one of .*'cosine'.*; got 'warp'"),
+        (("cosine", -0.1, 10), "peak must be finite and >= 0; got -0.1"),
+        (("cosine", 0.1, 0), "total_steps must be >= 1; got 0"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        schedule(*arguments)
+
+
+def test_a_users_schedule_multiplies_the_learning_rate():
+    config = TrainConfig(learning_rate=0.5, schedule=lambda step: 1 / (1 + step))
+    assert config.rates(10)(3) == 0.125
+
+
+def test_equal_settings_give_the_same_optimizer():
+    """Else every run would compile its step anew."""
+    assert TrainConfig().transformation(10) is TrainConfig(epochs=3).transformation(10)
+    assert TrainConfig().transformation(10) is not TrainConfig(optimizer="sgd").transformation(10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"epochs": -1}, ValueError, "epochs must be >= 1; got -1"),
+        ({"epochs": 1.5}, TypeError, "epochs"),
+        ({"batch_size": 0}, ValueError, "batch_size must be >= 1; got 0"),
+        ({"optimizer": "lion"}, ValueError, "optimizer must be one of .*; got 'lion'"),
+        ({"schedule": "warp"}, ValueError, "schedule must be one of .*; got 'warp'"),
+        ({"learning_rate": 0.0}, ValueError, "learning_rate must be > 0; got 0"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate must be finite"),
+        ({"weight_decay": -1.0}, ValueError, "weight_decay must be"),
+        ({"ema_decay": 1.5}, ValueError, "ema_decay must be"),
+        ({"validation": 1.0}, ValueError, r"validation must lie in \[0, 1\); got 1.0"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be >= 1; got 0"),
+        ({"radius_warmup": -1.0}, ValueError, "radius_warmup must be"),
+    ],
+)
+def test_bad_settings(settings, error, message):
+    with pytest.raises(error, match=message):
+        TrainConfig(**settings)
