@@ -1,0 +1,86 @@
+"""What the lanes save where examples fall early, and what they cost beside the steps that remain."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxrobust as jr
+from benchmarks import work
+from benchmarks.harness import Figure, Settings, against, register, seconds
+
+
+@register
+def lanes_early_stop(settings: Settings) -> Iterator[Figure]:
+    """PGD-100 (linf 0.3, step 0.01) on the undefended network over 2,000 MNIST test images, 128 lanes."""
+    count, steps, width = (200, 20, 16) if settings.quick else (2000, 100, 128)
+    model = work.undefended(settings)
+    images, labels = jr.data.load("mnist", f"test[:{count}]")
+    key = jax.random.key(settings.seed)
+    attack = jr.attacks.pgd(jr.sets.Linf(0.3), steps=steps, step_size=0.01)
+    device = jax.local_devices()[:1]
+
+    def lanes() -> Any:
+        return jr.evaluate.run_lanes(attack, model, images, labels, key=key, lanes=width, devices=device)
+
+    found = lanes()
+    executed, needed = found.counts.executed, found.counts.needed
+    yield Figure("steps executed over steps needed", executed / needed, target=1.25)
+    yield Figure("steps needed", needed, "lane-steps")
+
+    pairs = settings.repeats(7)
+    turns = -(-needed // width)
+    alone = functools.partial(_steps, attack, model, images[:width], labels[:width], key, turns)
+    timing = against(alone, {"": lambda: lanes().result.images}, pairs=pairs)[""]
+    yield Figure.of("wall time over that of the needed steps alone", timing.ratio, target=1.5)
+    yield Figure.of("wall time", timing.measured, "s")
+    gradients = work.gradients(model, images[:width], labels[:width], times=turns)
+    timing = against(gradients, {"": lambda: lanes().result.images}, pairs=pairs)[""]
+    yield Figure.of("wall time over that of as many input gradients", timing.ratio)
+
+    plain = functools.partial(_plain, attack, model, images, labels, key, width)
+    expected = plain()
+    yield Figure("the compiled loop, which runs every step", seconds(plain), "s")
+    same = (found.result.images == expected.images).all((1, 2, 3))
+    for name in ("success", "forwards", "backwards", "code"):
+        same &= getattr(found.result, name) == getattr(expected, name)
+    yield Figure("examples equal to the compiled loop's, bit by bit", 100 * same.mean(), "%", 100, "at least")
+    yield Figure("accuracy", 100 * (1 - found.result.success.mean()), "%")
+
+
+@functools.partial(jax.jit, donate_argnames="states")
+def _step(attack: Any, model: Any, states: Any) -> Any:
+    return jr.attacks.engine.advance(attack, model, states, stop="success")
+
+
+@jax.jit
+def _states(attack: Any, model: Any, images: Any, labels: Any, key: Any) -> Any:
+    keys = jr.attacks.example_keys(key, np.arange(len(images)))
+    return jr.attacks.engine.begin(attack, images, jr.Misclassified(labels), keys, model(images), 0)
+
+
+def _steps(attack: Any, model: Any, images: Any, labels: Any, key: Any, times: int) -> Any:
+    """So many steps of one batch; a step costs the same whether its examples are done or not."""
+    states = _states(attack, model, images, labels, key)
+    for _ in range(times):
+        states = _step(attack, model, states)
+    return states
+
+
+@jax.jit
+def _search(attack: Any, model: Any, images: Any, labels: Any, key: Any, indices: Any) -> Any:
+    return jr.attacks.run(attack, model, images, labels, key=key, indices=indices, early_stop=True)
+
+
+def _plain(attack: Any, model: Any, images: Any, labels: Any, key: Any, width: int) -> Any:
+    """`attacks.run` in one program, batch by batch; the last one is filled up with examples from the front."""
+    pieces = []
+    for start in range(0, len(images), width):
+        rows = np.arange(start, start + width)
+        rows = np.where(rows < len(images), rows, 0)
+        pieces.append(jax.device_get(_search(attack, model, images[rows], labels[rows], key, rows)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(images)], *pieces)
