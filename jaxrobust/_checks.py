@@ -26,6 +26,8 @@ def number(name: str, value: Any, *, low: float = 0.0, high: float = np.inf) -> 
     """A Python or NumPy number made canonical (strongly typed, so that it never retraces); anything else as it is."""
     if isinstance(value, (bool, np.bool_, str, complex)):
         raise TypeError(f"{name} must be a real number; got {value!r}")
+    if isinstance(value, jax.Array) and jax.typeof(value).weak_type:
+        return jnp.asarray(value, value.dtype)
     if not isinstance(value, (int, float, np.ndarray, np.number)):
         return value  # an array or tracer, or a placeholder by which JAX rebuilds a pytree
     array = np.asarray(value, np.float64)
@@ -49,6 +51,13 @@ def choice(name: str, value: Any, known: Any) -> Any:
     if value not in known:
         raise ValueError(f"{name} must be one of {sorted(known)}; got {value!r}")
     return value
+
+
+def key(value: Any) -> None:
+    """A typed random key, one of them."""
+    if not isinstance(value, jax.Array) or not jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or value.shape:
+        found = f"{value.dtype}{list(value.shape)}" if isinstance(value, jax.Array) else repr(value)
+        raise TypeError(f"key must be one typed key such as jax.random.key(0); got {found}")
 
 
 def is_traced(*trees: Any) -> bool:
@@ -84,7 +93,7 @@ def criterion(labels: Any, images: Any) -> Misclassified | Targeted:
     if isinstance(labels, (Misclassified, Targeted)):
         for field, value in vars(labels).items():
             if value is not None:
-                label_shape(field, value, images)
+                label_shape(f"{field}s", value, images)
         return labels
     label_shape("labels", labels, images)
     return Misclassified(labels)
@@ -104,7 +113,7 @@ def label_values(goal: Misclassified | Targeted, classes: int) -> None:
     for name, labels in vars(goal).items():
         if labels is not None and (int(labels.min()) < 0 or int(labels.max()) >= classes):
             raise ValueError(
-                f"{name} must lie in [0, {classes}), the model's classes; got values in "
+                f"{name}s must lie in [0, {classes}), the model's classes; got values in "
                 f"[{int(labels.min())}, {int(labels.max())}]"
             )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Key as TypedKey
 
 __all__ = [
     "AttackResult",
@@ -26,7 +28,7 @@ __all__ = [
     "pytree",
 ]
 
-Key = PRNGKeyArray
+Key = TypedKey[Array, "..."]
 Image = Float[Array, "height width channels"]
 Images = Float[Array, "batch height width channels"]
 Logits = Float[Array, " classes"]
@@ -34,6 +36,7 @@ Logits = Float[Array, " classes"]
 Number = Any
 
 
+@typing.dataclass_transform(frozen_default=True)
 def pytree(*data: str) -> Callable[[type], type]:
     """Make a class a frozen dataclass and a pytree: the named fields are numbers (traced), all others structure.
 
@@ -199,7 +202,7 @@ class Targeted:
 Criterion = Misclassified | Targeted
 
 
-@pytree("images", "success", "loss", "size", "forwards", "backwards", "code")
+@pytree("images", "success", "loss", "size", "forwards", "backwards", "code", "parameters")
 class AttackResult:
     """What an attack returns, one entry an example.
 
@@ -212,6 +215,7 @@ class AttackResult:
         forwards: (N,) int, images of this example that were classified for the attack's own purposes.
         backwards: (N,) int, gradients of this example that the attack used.
         code: (N,) int, a `Code`.
+        parameters: the set's parameters θ of `images`, for an additive set the perturbation; None from the lanes.
     """
 
     images: Float[Array, "*batch height width channels"]
@@ -221,3 +225,4 @@ class AttackResult:
     forwards: Int[Array, "*batch"]
     backwards: Int[Array, "*batch"]
     code: Int[Array, "*batch"]
+    parameters: Any = None

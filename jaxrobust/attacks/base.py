@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, cast
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -18,7 +18,7 @@ State = Any
 Points = Float[Array, "queries height width channels"]
 
 
-@pytree("image", "success", "loss", "size", "forwards", "backwards", "non_finite")
+@pytree("image", "success", "loss", "size", "forwards", "backwards", "non_finite", "parameters")
 class Best:
     """What an attack has booked for one example so far.
 
@@ -30,6 +30,7 @@ class Best:
         forwards: points asked so far that were meant.
         backwards: gradients used so far.
         non_finite: whether any logits seen were NaN or infinite.
+        parameters: the set's parameters θ of the image, or None where they are not kept.
     """
 
     image: Float[Array, "*batch height width channels"]
@@ -39,6 +40,7 @@ class Best:
     forwards: Int[Array, "*batch"]
     backwards: Int[Array, "*batch"]
     non_finite: Bool[Array, "*batch"]
+    parameters: Any = None
 
 
 class Attack(abc.ABC):
@@ -98,9 +100,9 @@ class Attack(abc.ABC):
         """The point that would be asked next: what adversarial training trains on."""
         return self.ask(state)[0]
 
-    def with_radius(self, radius: Number) -> Self:
+    def with_radius(self, radius: Number) -> Attack:
         """The same attack on the same set with another radius; traced radii are welcome and never retrace."""
-        return dataclasses.replace(self, set=self.set.with_radius(radius))  # type: ignore[type-var]
+        return cast(Attack, dataclasses.replace(cast(Any, self), set=self.set.with_radius(radius)))
 
 
 # name -> a function from a set to the attack with its defaults; every law of the tests runs over attacks x sets

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -112,6 +113,7 @@ def merge(first: Best, second: Best, *, stop: Stop) -> Best:
         forwards=first.forwards + jnp.where(happened, second.forwards, 0),
         backwards=first.backwards + jnp.where(happened, second.backwards, 0),
         non_finite=first.non_finite | (happened & second.non_finite),
+        parameters=jax.tree.map(choose, second.parameters, first.parameters),
     )
 
 
@@ -128,6 +130,7 @@ def conclude(model: Classifier, goal: Criterion, best: Best) -> AttackResult:
         forwards=best.forwards + 1,
         backwards=best.backwards,
         code=jnp.where(best.success & confirmed, won, failed).astype(jnp.int32),
+        parameters=best.parameters,
     )
 
 
@@ -199,7 +202,7 @@ def run(
         The result, one entry an example.
 
     Raises:
-        TypeError: images or labels of the wrong dtype.
+        TypeError: images, labels or key of the wrong dtype.
         ValueError: wrong shapes, images outside of [0, 1], labels out of range, non-finite parameters, a model that
             returns probabilities, random or no (N, K) logits.
 
@@ -209,6 +212,7 @@ def run(
         >>> result = run(attack, model, images, labels, key=jax.random.key(0))  # doctest: +SKIP
     """
     _check_attack(attack)
+    _checks.key(key)
     _checks.image_shape(images)
     goal = _checks.criterion(labels, images)
     classes = _checks.logits_shape(model, images)
@@ -263,7 +267,7 @@ def last_iterate(attack: Attack, model: Classifier, images: Array, goal: Criteri
     return lax.stop_gradient(jax.vmap(attack.last)(states))
 
 
-def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, key: Key) -> Array:
+def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, key: Key) -> np.ndarray:
     """The attack's loss at every point it asks, to see whether it has converged.
 
     Args:
@@ -284,8 +288,9 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
     losses = []
     for _ in range(attack.asks):
         states = _advance(attack, model, states, stop="clean")
-        losses.append(jax.vmap(attack.loss_of)(states))
-    return jnp.stack(losses)
+        # a copy: the next step is given the state's own buffers to write to
+        losses.append(np.array(jax.vmap(attack.loss_of)(states)))
+    return np.stack(losses)
 
 
 def check_values(attack: Attack, model: Classifier, images: Any, goal: Criterion, classes: int) -> None:
@@ -311,13 +316,18 @@ def _loops_well(model: Classifier, images: Array) -> bool:
     of a loop any other form, such as the usual transpose of a convolution, runs 5 to 20 times slower. So the
     gradient's program is read for its convolutions. `models.layers.Conv` keeps the form.
     """
+    leaves, tree = jax.tree.flatten((model.params, images))
+    return _gradient_loops_well(model.apply, tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
 
-    def gradient(images: Array) -> Any:
-        logits, pull = jax.vjp(model, images)
+
+@functools.lru_cache(maxsize=256)
+def _gradient_loops_well(apply: Any, tree: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> bool:
+    def gradient(params: Any, images: Array) -> Any:
+        logits, pull = jax.vjp(functools.partial(apply, params), images)
         return pull(logits)
 
-    shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
-    return all(_canonical(equation) for equation in _equations(jax.make_jaxpr(gradient)(shape).jaxpr))
+    params, images = tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    return all(_canonical(equation) for equation in _equations(jax.make_jaxpr(gradient)(params, images).jaxpr))
 
 
 def _equations(jaxpr: Any) -> Any:

@@ -162,6 +162,7 @@ class PGD(Attack):
             forwards=state.asked,
             backwards=jnp.minimum(state.asked, self.steps),
             non_finite=state.non_finite,
+            parameters=state.best_theta,
         )
 
     def loss_of(self, state: PGDState) -> Float[Array, ""]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +60,9 @@ class PerturbationSet(abc.ABC):
         """The gradient in θ of a loss whose gradient in the image is `gradient`."""
         return jax.vjp(lambda theta: self.apply(x, theta), theta)[1](gradient)[0]
 
-    def with_radius(self, radius: Number) -> Self:
+    def with_radius(self, radius: Number) -> PerturbationSet:
         """The same set with another radius; traced radii are welcome."""
-        return dataclasses.replace(self, radius=radius)  # type: ignore[type-var]
+        return cast(PerturbationSet, dataclasses.replace(cast(Any, self), radius=radius))
 
     def __str__(self) -> str:
         radius = self.radius

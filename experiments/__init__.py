@@ -1,0 +1,1 @@
+"""Recipes: each header says command, hardware, time and expected numbers."""

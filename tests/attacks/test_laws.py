@@ -1,0 +1,246 @@
+"""Laws that hold for every registered attack on every registered set."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobust import attacks, sets
+from jaxrobust.types import Classifier, Code, Misclassified, Targeted
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+CASES = [
+    pytest.param(attack, perturbation_set, id=f"{attack}-{perturbation_set}")
+    for attack, perturbation_set in itertools.product(sorted(attacks.REGISTRY), sorted(sets.REGISTRY))
+]
+# every attack once on the first set, and PGD on all: enough where a law is about one of the two alone
+FEW = [case for case in CASES if case.id.startswith("pgd-") or case.id.endswith("-linf")]
+KEY = jax.random.key(7)
+
+
+@functools.cache
+def model():
+    return tiny.dense_classifier()
+
+
+@functools.cache
+def batch():
+    return tiny.images_and_labels(model())
+
+
+def make(attack, perturbation_set):
+    """A registered attack, at most three steps of it."""
+    made = attacks.REGISTRY[attack](sets.REGISTRY[perturbation_set]())
+    return dataclasses.replace(made, steps=min(made.steps, 3)) if hasattr(made, "steps") else made
+
+
+@functools.cache
+def result(attack, perturbation_set):
+    return attacks.run(make(attack, perturbation_set), model(), *batch(), key=KEY)
+
+
+def assert_equal(left, right, atol=0.0):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(left), jax.tree.leaves(right), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_allclose(a, b, atol=atol, rtol=0, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
+def test_results_are_members_and_confirmed(attack, perturbation_set):
+    made, found, (images, labels) = make(attack, perturbation_set), result(attack, perturbation_set), batch()
+    assert jax.vmap(made.set.contains)(images, found.parameters).all()
+    assert found.images.shape == images.shape
+    assert found.images.dtype == images.dtype
+    assert float(found.images.min()) >= 0
+    assert float(found.images.max()) <= 1
+    np.testing.assert_allclose(jax.vmap(made.set.apply)(images, found.parameters), found.images, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(made.set.size)(images, found.parameters), found.size, rtol=1e-5)
+    np.testing.assert_array_equal(model()(found.images).argmax(-1) != labels, found.success)
+
+
+@pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
+def test_the_best_point_is_at_least_as_good_as_the_clean_image(attack, perturbation_set):
+    made, found, (images, labels) = make(attack, perturbation_set), result(attack, perturbation_set), batch()
+    keys = attacks.example_keys(KEY, np.arange(len(images)))
+    start = jax.vmap(made.init)(keys, images, Misclassified(jnp.asarray(labels)), model()(images))
+    clean = jax.vmap(made.best)(start)
+    assert (np.asarray(found.success) >= np.asarray(clean.success)).all()
+    gained = np.asarray(found.success) & ~np.asarray(clean.success)
+    assert (gained | (np.asarray(found.loss) >= np.asarray(clean.loss) - 1e-6)).all()
+
+
+@pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
+def test_a_misclassified_image_comes_back_unchanged(attack, perturbation_set):
+    found, (images, _) = result(attack, perturbation_set), batch()
+    assert found.code[-1] == Code.ALREADY
+    assert found.success[-1]
+    assert found.size[-1] == 0
+    np.testing.assert_allclose(found.images[-1], images[-1], atol=1e-6)
+    assert (int(found.forwards[-1]), int(found.backwards[-1])) == (1, 0)
+    assert (np.asarray(found.code[:-1]) == Code.RAN).all()
+
+
+@pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
+def test_counts_are_the_schedule(attack, perturbation_set):
+    made, found = make(attack, perturbation_set), result(attack, perturbation_set)
+    assert (np.asarray(found.forwards[:-1]) == 1 + made.queries * made.asks * made.restarts).all()
+    assert (np.asarray(found.backwards[:-1]) == (made.asks - 1) * made.restarts).all()
+
+
+@pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
+def test_radius_zero_returns_the_clean_image(attack, perturbation_set):
+    images, labels = batch()
+    found = attacks.run(make(attack, perturbation_set).with_radius(0.0), model(), images, labels, key=KEY)
+    np.testing.assert_allclose(found.images, images, atol=1e-6)
+    np.testing.assert_array_equal(found.success, np.arange(len(images)) == len(images) - 1)
+
+
+@pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
+def test_neighbours_and_order_do_not_matter(attack, perturbation_set):
+    (images, labels), found = batch(), result(attack, perturbation_set)
+    order = np.array([3, 0, 5, 1, 1, 1, 6, 2])  # others left out, one three times
+    again = attacks.run(make(attack, perturbation_set), model(), images[order], labels[order], key=KEY, indices=order)
+    assert_equal(again, jax.tree.map(lambda leaf: leaf[order], found))
+
+
+@pytest.mark.parametrize(("attack", "perturbation_set"), FEW)
+def test_one_image_alone(attack, perturbation_set):
+    (images, labels), found = batch(), result(attack, perturbation_set)
+    alone = attacks.run(
+        make(attack, perturbation_set), model(), images[2:3], labels[2:3], key=KEY, indices=np.array([2])
+    )
+    assert_equal(alone, jax.tree.map(lambda leaf: leaf[2:3], found), atol=2e-4)
+
+
+@pytest.mark.parametrize(("attack", "perturbation_set"), FEW)
+def test_the_key_decides(attack, perturbation_set):
+    made, found = make(attack, perturbation_set), result(attack, perturbation_set)
+    assert_equal(attacks.run(made, model(), *batch(), key=KEY), found)
+    other = attacks.run(made, model(), *batch(), key=jax.random.key(8))
+    random = made.start != "clean"
+    assert np.array_equal(other.images, found.images) != random
+
+
+@pytest.mark.parametrize(("attack", "perturbation_set"), FEW)
+def test_nothing_is_traced_twice(attack, perturbation_set):
+    traces = 0
+
+    def counting(params, images):
+        nonlocal traces
+        traces += 1
+        return tiny.dense_net(params, images)
+
+    made, (images, labels) = make(attack, perturbation_set), batch()
+    attacks.run(made, Classifier(counting, tiny.dense_params(0)), images, labels, key=KEY)
+    first = traces
+    halved = {name: getattr(made, name) for name in ("step_size", "relative_step_size", "momentum", "start_size")}
+    halved = {name: None if value is None else value / 2 for name, value in halved.items()}
+    changed = dataclasses.replace(made, **halved)
+    for radius in (0.03, np.float32(0.04), 1, jnp.asarray(0.05)):
+        again = changed.with_radius(radius)
+        other = Classifier(counting, tiny.dense_params(1))
+        attacks.run(again, other, 1 - images, 1 - labels % 2, key=jax.random.key(1))
+    assert traces == first
+
+
+@pytest.mark.parametrize(("attack", "perturbation_set"), FEW)
+def test_radii_map(attack, perturbation_set):
+    """vmap over the radius equals one radius after the other."""
+    made, (images, labels) = make(attack, perturbation_set), batch()
+    radii = float(made.set.radius) * np.array([0.1, 0.5, 1.0], np.float32)
+
+    @jax.jit
+    def mapped(radii):
+        return jax.vmap(lambda r: attacks.run(made.with_radius(r), model(), images, labels, key=KEY))(radii)
+
+    together = mapped(radii)
+    for i, radius in enumerate(radii):
+        single = attacks.run(made.with_radius(radius), model(), images, labels, key=KEY)
+        assert_equal(jax.tree.map(lambda leaf, i=i: leaf[i], together), single, atol=1e-3)
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "rs_fgsm", "mi_fgsm"])
+def test_compiled_equals_uncompiled(attack):
+    made, (images, labels) = make(attack, "linf"), batch()
+    made = dataclasses.replace(made, steps=min(made.steps, 2))
+    compiled = attacks.run(made, model(), images[:2], labels[:2], key=KEY)
+    with jax.disable_jit():
+        plain = attacks.run(made, model(), images[:2], labels[:2], key=KEY)
+    assert_equal(compiled, plain, atol=2e-4)
+
+
+HOSTILE = {
+    "saturated": lambda z: 1e4 * z,
+    "huge": lambda z: 1e30 * z,
+    "constant": lambda z: jnp.zeros_like(z) * z.sum(),
+    "quantised": lambda z: jnp.round(z * 3),
+    "ties": lambda z: jnp.ones_like(z) * z.sum(1, keepdims=True),
+}
+
+
+def _hostile(classes, which, images):
+    return jax.lax.switch(which, list(HOSTILE.values()), images.reshape(images.shape[0], -1)[:, :classes])
+
+
+@pytest.fixture(scope="module", params=[2, 3, 4])
+def hostile_models(request):
+    forward = functools.partial(_hostile, request.param)
+    return {name: Classifier(forward, jnp.asarray(i)) for i, name in enumerate(HOSTILE)}
+
+
+EXTREME = np.stack([np.zeros(tiny.SHAPE), np.ones(tiny.SHAPE), np.random.default_rng(0).random(tiny.SHAPE)])
+EXTREME = EXTREME.astype(np.float32)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize(
+    ("loss", "perturbation_set"),
+    [("cross_entropy", name) for name in sorted(sets.REGISTRY)] + [("margin", "linf"), ("dlr", "linf")],
+)
+def test_hostile_models_give_finite_members(hostile_models, loss, perturbation_set, targeted):
+    made = attacks.pgd(sets.REGISTRY[perturbation_set](), steps=2, loss=loss)
+    labels, targets = np.array([0, 1, 0]), np.array([1, 0, 1])
+    goal = Targeted(targets, labels) if targeted else labels
+    for name, network in hostile_models.items():
+        found = attacks.run(made, network, EXTREME, goal, key=KEY)
+        assert np.isfinite(found.images).all(), name
+        assert np.isfinite(found.size).all(), name
+        assert jax.vmap(made.set.contains)(EXTREME, found.parameters).all(), name
+        fresh = np.asarray(network(found.images)).argmax(-1)
+        np.testing.assert_array_equal(found.success, fresh == targets if targeted else fresh != labels, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 2), (3, 8, 1), (4, 4, 3)])
+def test_any_image_shape(shape):
+    network = tiny.dense_classifier(shape=shape, classes=2)
+    images, labels = tiny.images_and_labels(network, 1, shape=shape)
+    found = attacks.run(attacks.pgd(sets.Linf(0.1), steps=2), network, images, labels, key=KEY)
+    assert found.images.shape == (1, *shape)
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_nan_logits_are_neither_robust_nor_a_success(early_stop):
+    def breaks(x):
+        logits = x.reshape(x.shape[0], -1)[:, :3] * 5
+        return jnp.where(x.mean((1, 2, 3), keepdims=True)[:, :, 0, 0] > 0.5, jnp.nan, logits)
+
+    rng = np.random.default_rng(0)
+    images = np.stack([rng.random(tiny.SHAPE) * scale for scale in (0.2, 0.98, 2.0)]).astype(np.float32).clip(0, 1)
+    network = Classifier.from_function(breaks)
+    labels = np.asarray(network(images).argmax(-1))
+    margin = attacks.pgd(sets.Linf(0.05), steps=4, loss="margin")
+    found = attacks.run(margin, network, images, labels, key=KEY, early_stop=early_stop, check=False)
+    assert found.code[2] == Code.NON_FINITE  # NaN from the start
+    assert not found.success[2]
+    assert np.isfinite(found.images).all()
+    assert all(found.code[i] == Code.NON_FINITE or found.success[i] or found.code[i] == Code.RAN for i in range(3))
+
+
+def test_registry_refuses_a_taken_name():
+    with pytest.raises(ValueError, match="'pgd' again"):
+        attacks.register("pgd", attacks.pgd)

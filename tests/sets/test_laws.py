@@ -1,0 +1,191 @@
+"""Laws that hold for every registered perturbation set."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobust import sets
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+NAMES = sorted(sets.REGISTRY)
+IMAGES = {
+    "random": np.random.default_rng(0).random((6, 5, 3)).astype(np.float32),
+    "binary": (np.random.default_rng(1).random((4, 7, 1)) > 0.5).astype(np.float32),
+    "black": np.zeros((4, 7, 1), np.float32),
+    "white": np.ones((6, 5, 3), np.float32),
+}
+
+
+@pytest.fixture(params=NAMES)
+def perturbation_set(request):
+    return sets.REGISTRY[request.param]()
+
+
+@pytest.fixture(params=sorted(IMAGES))
+def image(request):
+    return jnp.asarray(IMAGES[request.param])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def call(perturbation_set, method, *arguments):
+    """A compiled method: one program a set, method and shape, whatever the radius."""
+    return getattr(perturbation_set, method)(*arguments)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def mapped(perturbation_set, method, image, theta):
+    """A compiled method of many θ of one image."""
+    return jax.vmap(getattr(perturbation_set, method), (None, 0))(image, theta)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def members(perturbation_set, image, count=20):
+    keys = jax.random.split(jax.random.key(3), count)
+    return jax.vmap(perturbation_set.sample, (0, None))(keys, image)
+
+
+def test_identity_changes_nothing(perturbation_set, image):
+    theta = perturbation_set.init(image)
+    np.testing.assert_allclose(perturbation_set.apply(image, theta), image, atol=1e-6)
+    assert perturbation_set.size(image, theta) == 0
+    assert call(perturbation_set, "contains", image, theta)
+
+
+def test_samples_are_members_and_differ(perturbation_set, image):
+    theta = members(perturbation_set, image)
+    inside = mapped(perturbation_set, "contains", image, theta)
+    assert inside.all()
+    images = mapped(perturbation_set, "apply", image, theta)
+    assert images.shape == (20, *image.shape)
+    assert images.dtype == image.dtype
+    assert float(images.min()) >= 0
+    assert float(images.max()) <= 1
+    assert len(np.unique(np.asarray(images).reshape(20, -1), axis=0)) == 20
+
+
+@pytest.mark.parametrize("size", [0.1, 3.0, 1e4])
+def test_projection_is_a_member_and_idempotent(perturbation_set, image, size):
+    gradient = jax.random.normal(jax.random.key(1), image.shape)
+    theta = perturbation_set.init(image)
+    pulled = call(perturbation_set, "pullback", image, theta, gradient)
+    far = call(perturbation_set, "ascend", image, theta, pulled, jnp.asarray(size * float(perturbation_set.radius)))
+    near = call(perturbation_set, "project", image, far)
+    assert call(perturbation_set, "contains", image, near)
+    twice = call(perturbation_set, "project", image, near)
+    for once, again in zip(jax.tree.leaves(near), jax.tree.leaves(twice), strict=True):
+        np.testing.assert_allclose(again, once, atol=3e-6)
+
+
+def test_projection_keeps_members(perturbation_set, image):
+    theta = members(perturbation_set, image)
+    kept = mapped(perturbation_set, "project", image, theta)
+    for before, after in zip(jax.tree.leaves(theta), jax.tree.leaves(kept), strict=True):
+        np.testing.assert_allclose(after, before, atol=3e-6)
+
+
+def test_zero_gradient_moves_nothing(perturbation_set, image):
+    theta = perturbation_set.init(image)
+    zero = jax.tree.map(jnp.zeros_like, theta)
+    moved = call(perturbation_set, "ascend", image, theta, zero, jnp.asarray(0.5))
+    for before, after in zip(jax.tree.leaves(theta), jax.tree.leaves(moved), strict=True):
+        np.testing.assert_array_equal(after, before)
+
+
+def test_radius_zero_is_the_clean_image(perturbation_set, image):
+    nothing = perturbation_set.with_radius(0.0)
+    theta = call(nothing, "sample", jax.random.key(0), image)
+    far = call(nothing, "ascend", image, theta, jax.tree.map(jnp.ones_like, theta), jnp.asarray(1.0))
+    for parameters in (theta, call(nothing, "project", image, far)):
+        np.testing.assert_allclose(nothing.apply(image, parameters), image, atol=1e-6)
+
+
+def test_huge_radius_stays_in_the_box(perturbation_set, image):
+    wide = perturbation_set.with_radius(1e6)
+    theta = call(wide, "project", image, call(wide, "sample", jax.random.key(0), image))
+    assert call(wide, "contains", image, theta)
+
+
+def test_small_steps_ascend(perturbation_set, image):
+    """Over the whole of the set, one small projected step along a linear loss does not lower it."""
+    gradient = jax.random.normal(jax.random.key(2), image.shape)
+    theta = perturbation_set.init(image)
+    pulled = call(perturbation_set, "pullback", image, theta, gradient)
+    step = jnp.asarray(0.1 * float(perturbation_set.radius))
+    moved = call(perturbation_set, "project", image, call(perturbation_set, "ascend", image, theta, pulled, step))
+    assert float(jnp.sum(gradient * (perturbation_set.apply(image, moved) - image))) >= -1e-6
+
+
+def test_maximise_beats_every_sample(perturbation_set, image):
+    if not hasattr(perturbation_set, "maximise"):
+        return
+    gradient = jax.random.normal(jax.random.key(2), image.shape)
+    best = call(perturbation_set, "maximise", image, gradient)
+    assert call(perturbation_set, "contains", image, best)
+    value = jnp.vdot(gradient, perturbation_set.apply(image, best) - image)
+    images = mapped(perturbation_set, "apply", image, members(perturbation_set, image, 200))
+    others = jnp.einsum("nhwc,hwc->n", images - image[None], gradient)
+    assert float(others.max()) <= float(value) + 1e-5
+
+
+def test_radius_is_traced_and_maps(perturbation_set):
+    image = jnp.asarray(IMAGES["random"])
+    traces = 0
+
+    @jax.jit
+    def project(perturbation_set, theta):
+        nonlocal traces
+        traces += 1
+        return perturbation_set.project(image, theta)
+
+    theta = members(perturbation_set.with_radius(2.0), image, 1)
+    theta = jax.tree.map(lambda leaf: leaf[0], theta)
+    radii = [0.05, np.float32(0.1), jnp.asarray(0.2), 0.4]
+    one_by_one = [project(perturbation_set.with_radius(r), theta) for r in radii]
+    assert traces == 1
+    project(perturbation_set.with_radius(1), theta)  # an int too
+    assert traces == 1
+    mapped = jax.vmap(lambda r: perturbation_set.with_radius(r).project(image, theta))(jnp.asarray(radii, jnp.float32))
+    for i, single in enumerate(one_by_one):
+        for left, right in zip(jax.tree.leaves(mapped), jax.tree.leaves(single), strict=True):
+            np.testing.assert_allclose(left[i], right, atol=2e-6)
+
+
+def test_structure_and_dtype_are_kept(perturbation_set):
+    image = jnp.asarray(IMAGES["random"])
+    theta = perturbation_set.init(image)
+    key = jax.random.key(0)
+    gradient = jax.tree.map(jnp.ones_like, theta)
+    for other in (
+        call(perturbation_set, "sample", key, image),
+        call(perturbation_set, "project", image, theta),
+        call(perturbation_set, "ascend", image, theta, gradient, jnp.asarray(0.1)),
+        call(perturbation_set, "pullback", image, theta, image),
+    ):
+        assert jax.tree.structure(other) == jax.tree.structure(theta)
+        for left, right in zip(jax.tree.leaves(other), jax.tree.leaves(theta), strict=True):
+            assert (left.shape, left.dtype) == (right.shape, right.dtype)
+
+
+def test_text_names_the_radius(perturbation_set):
+    assert f"{float(perturbation_set.radius):g}" in str(perturbation_set)
+    assert str(perturbation_set.with_radius(jnp.asarray(0.25))).endswith("(0.25)")
+
+
+@pytest.mark.parametrize("radius", [-1, -1e-9, float("nan"), float("inf"), np.float32(-2)])
+def test_bad_radius_is_refused(perturbation_set, radius):
+    with pytest.raises(ValueError, match="radius must be finite and >= 0; got"):
+        perturbation_set.with_radius(radius)
+
+
+@pytest.mark.parametrize("radius", ["0.1", True, 1j])
+def test_radius_that_is_no_number_is_refused(perturbation_set, radius):
+    with pytest.raises(TypeError, match="radius must be a real number; got"):
+        perturbation_set.with_radius(radius)
+
+
+def test_names_are_taken_once():
+    with pytest.raises(ValueError, match="'linf' again"):
+        sets.register("linf", lambda: sets.Linf(0.1))
