@@ -46,7 +46,7 @@ def fingerprint(*parts: Any) -> str:
         for path, leaf in jax.tree_util.tree_leaves_with_path(part):
             array = raw(leaf)
             digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(array.tobytes())
     return digest.hexdigest()
 
 
@@ -60,8 +60,11 @@ def raw(leaf: Any) -> np.ndarray:
 def restored(array: np.ndarray, like: jax.Array) -> jax.Array:
     """The inverse of `raw`, with the type and placement of `like`."""
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        return jax.device_put(jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)), like.sharding)
-    return jax.device_put(array, like.sharding)
+        return jax.device_put(
+            jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like)), like.sharding
+        )
+    # .npz knows no bfloat16 and its like, and brings back their bytes
+    return jax.device_put(array.view(like.dtype) if array.dtype.kind == "V" else array, like.sharding)
 
 
 def write_arrays(path: pathlib.Path, **arrays: Any) -> None:
@@ -75,9 +78,24 @@ def write_arrays(path: pathlib.Path, **arrays: Any) -> None:
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz."""
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+    """The arrays of an .npz.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Name -> array.
+
+    Raises:
+        ValueError: the file is damaged or no .npz.
+    """
+    # opened here, since NumPy leaves a file that it opened itself open when the archive is broken
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                return dict(stored)
+        except Exception as error:  # broken bytes raise whatever the reader of the part they are in raises
+            raise ValueError(f"{path} must be a whole .npz, remove it to start anew; got damage: {error}") from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

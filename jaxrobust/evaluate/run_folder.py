@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import importlib.metadata
 import pathlib
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxrobust import _checks, report
 from jaxrobust import attacks as attacks_room
-from jaxrobust import report
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate import _store
 from jaxrobust.evaluate.lanes import predict
-from jaxrobust.evaluate.robustness import FOOLED, Evaluation, curve
-from jaxrobust.types import Classifier, Key
+from jaxrobust.evaluate.outcomes import FOOLED, Evaluation
+from jaxrobust.evaluate.robustness import curve
+from jaxrobust.types import Classifier, Key, Number
 
 __all__ = ["curves", "save_run", "trajectories", "versions"]
 
@@ -53,22 +55,22 @@ def save_run(
         curves: from `curves`.
         trajectories: from `trajectories`.
         seconds: wall time of the whole run.
-        pictures: how many examples to show.
+        pictures: how many examples to show, ≥ 0.
         overwrite: whether a finished run in the folder may be replaced.
 
     Returns:
         The page, an HTML file.
 
     Raises:
-        ValueError: the folder holds a finished run, or the evaluations differ in their examples or attacks.
+        ValueError: the folder holds a finished run, or the evaluations are none, have one name, or differ in their
+            examples or attacks.
     """
     run_dir = pathlib.Path(run_dir)
     if (run_dir / "results.json").exists() and not overwrite:
         raise ValueError(f"run_dir must not hold a run already; got {run_dir}")
+    _checks.count("pictures", pictures, low=0)
+    _check_comparable(evaluations)
     first = evaluations[0]
-    for other in evaluations[1:]:
-        if list(other.outcomes) != list(first.outcomes) or not np.array_equal(other.labels, first.labels):
-            raise ValueError(f"evaluations must share examples and attacks; got {first.name!r} and {other.name!r}")
     about = {
         "name": None,
         "split": None,
@@ -78,8 +80,9 @@ def save_run(
         "shape": list(first.images.shape[1:]),
         "classes": int(first.logits.shape[-1]),
     }
-    shown = _choose(evaluations, pictures)
-    _store.write_arrays(run_dir / "pictures.npz", **_pictures(evaluations, models or {}, shown))
+    if pictures:
+        shown = _choose(evaluations, pictures)
+        _store.write_arrays(run_dir / "pictures.npz", **_pictures(evaluations, models or {}, shown))
     results = {
         "format": FORMAT,
         "complete": True,
@@ -96,7 +99,7 @@ def save_run(
         "models": [evaluation.to_json() for evaluation in evaluations],
         "curves": list(curves),
         "trajectories": list(trajectories),
-        "pictures": "pictures.npz",
+        "pictures": "pictures.npz" if pictures else None,
     }
     _store.write_json(run_dir / "results.json", results)
     return report.render(run_dir)
@@ -106,7 +109,7 @@ def curves(
     models: Mapping[str, Classifier],
     data: Any,
     attacks: Mapping[str, Attack],
-    radii: Mapping[str, Sequence[float]],
+    radii: Mapping[str, Iterable[Number]],
     *,
     key: Key,
     progress: bool = False,
@@ -154,6 +157,8 @@ def trajectories(
 ) -> list[dict[str, Any]]:
     """Mean loss and its 10–90 % band against attack step for several models, as a run folder holds it.
 
+    At each step the examples count whose loss is finite there.
+
     Args:
         models: name -> classifier.
         data: images (N, H, W, C) and labels (N,).
@@ -170,20 +175,26 @@ def trajectories(
         found.append(
             {
                 "attack": name,
-                "mean": {model: loss.mean(1).tolist() for model, loss in losses.items()},
-                "low": {model: np.quantile(loss, 0.1, axis=1).tolist() for model, loss in losses.items()},
-                "high": {model: np.quantile(loss, 0.9, axis=1).tolist() for model, loss in losses.items()},
+                "mean": {model: _of_finite(np.mean, loss) for model, loss in losses.items()},
+                "low": {model: _of_finite(lambda row: np.quantile(row, 0.1), loss) for model, loss in losses.items()},
+                "high": {model: _of_finite(lambda row: np.quantile(row, 0.9), loss) for model, loss in losses.items()},
                 "count": len(labels),
             }
         )
     return found
 
 
+def _of_finite(statistic: Callable[[np.ndarray], Any], rows: np.ndarray) -> list[float]:
+    finite = [row[np.isfinite(row)] for row in rows]
+    return [float(statistic(row)) if len(row) else np.nan for row in finite]
+
+
 def versions() -> dict[str, str]:
     """The versions of what the numbers depend on."""
-    names = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
+    # by its name, since a room that imports the house from above would close a circle
+    own = importlib.import_module("jaxrobust").__version__
+    found = {"python": platform.python_version(), "jaxrobust": own}
+    for name in ("jax", "jaxlib", "flax", "optax", "numpy"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -200,6 +211,20 @@ def _about(attack: Attack) -> dict[str, Any]:
     radius = np.asarray(attack.set.radius).tolist()
     settings = _store.describe(attack)
     return {"description": str(attack), "set": type(attack.set).__name__, "radius": radius, "settings": settings}
+
+
+def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
+    if not evaluations:
+        raise ValueError("evaluations must hold at least one evaluation; got none")
+    names = [evaluation.name for evaluation in evaluations]
+    if len(set(names)) < len(names):
+        raise ValueError(f"evaluations must have different names; got {names}")
+    first = evaluations[0]
+    attacked = {name: _about(outcome.attack) for name, outcome in first.outcomes.items()}
+    for other in evaluations[1:]:
+        examples = np.array_equal(other.labels, first.labels) and np.array_equal(other.images, first.images)
+        if not examples or {name: _about(outcome.attack) for name, outcome in other.outcomes.items()} != attacked:
+            raise ValueError(f"evaluations must share examples and attacks; got {first.name!r} and {other.name!r}")
 
 
 def _choose(evaluations: Sequence[Evaluation], count: int) -> np.ndarray:

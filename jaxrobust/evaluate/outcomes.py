@@ -1,0 +1,225 @@
+"""What an evaluation found: per example, per attack, in the worst case, and as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from jaxrobust.attacks import Attack
+from jaxrobust.evaluate import _store
+from jaxrobust.evaluate.lanes import LaneCounts
+from jaxrobust.types import Code
+
+__all__ = [
+    "CLEAN_ERROR",
+    "FOOLED",
+    "NON_FINITE",
+    "ROBUST",
+    "AttackOutcome",
+    "Evaluation",
+    "Proportion",
+    "unseen_mean",
+]
+
+# what became of an example under an attack
+ROBUST, FOOLED, CLEAN_ERROR, NON_FINITE = 0, 1, 2, 3
+
+
+class Proportion(NamedTuple):
+    """A proportion with its 95 % Wilson interval."""
+
+    accuracy: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, hits: Any) -> Proportion:
+        """Of a boolean array."""
+        hits = np.asarray(hits, bool)
+        interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(0.95, method="wilson")
+        return cls(float(hits.mean()), float(interval.low), float(interval.high))
+
+    def __str__(self) -> str:
+        return f"{100 * self.accuracy:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackOutcome:
+    """What one attack did to every example.
+
+    Args:
+        attack: the attack.
+        outcome: (N,) int8: ROBUST, FOOLED, CLEAN_ERROR or NON_FINITE.
+        size: (N,) perturbation sizes in the unit of the set's radius.
+        loss: (N,) the attack's loss at the point returned.
+        code: (N,) a `Code` an example.
+        images: (N, H, W, C) the points returned; of an example that an earlier attack had fooled already (see
+            `only_survivors` of `robustness`) that attack's.
+        forwards: (N,) forward passes an example; 0 where this attack was not run.
+        backwards: (N,) gradients an example.
+        counts: what the lanes executed and needed, and how long it took.
+    """
+
+    attack: Attack
+    outcome: np.ndarray
+    size: np.ndarray
+    loss: np.ndarray
+    code: np.ndarray
+    images: np.ndarray
+    forwards: np.ndarray
+    backwards: np.ndarray
+    counts: LaneCounts
+
+    @property
+    def robust(self) -> np.ndarray:
+        """(N,) whether the example was classified correctly and the attack did not change that."""
+        return self.outcome == ROBUST
+
+    @property
+    def caveats(self) -> str:
+        """What a reader of the accuracy must know, each part led in by a semicolon; mostly nothing."""
+        found = {
+            "with NaN or infinite logits": int((self.outcome == NON_FINITE).sum()),
+            "successes not confirmed": int((self.code == Code.DISAGREED).sum()),
+        }
+        return "".join(f"; {count} {what}" for what, count in found.items() if count)
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of a results file."""
+        attacked = (self.forwards > 0) & ((self.outcome == ROBUST) | (self.outcome == FOOLED))
+        fooled = attacked & (self.outcome == FOOLED)
+        return {
+            **Proportion.of(self.robust)._asdict(),
+            "success_rate": float(fooled.sum() / attacked.sum()) if attacked.any() else None,
+            "mean_size": float(self.size[fooled].mean()) if fooled.any() else None,
+            "median_size": float(np.median(self.size[fooled])) if fooled.any() else None,
+            "forwards": float(self.forwards[attacked].mean()) if attacked.any() else None,
+            "backwards": float(self.backwards[attacked].mean()) if attacked.any() else None,
+            "seconds": self.counts.seconds,
+            "steps_executed": self.counts.executed,
+            "steps_needed": self.counts.needed,
+            "non_finite": int((self.outcome == NON_FINITE).sum()),
+            "disagreed": int((self.code == Code.DISAGREED).sum()),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One model under several attacks, per example. Printing it gives a table.
+
+    Args:
+        name: the model's name in tables.
+        labels: (N,) true labels.
+        logits: (N, K) clean logits.
+        outcomes: attack name -> what it did.
+        images: (N, H, W, C) clean images.
+        key: the key's data, integers.
+        trained_on: the names of the attacks that training had seen; they do not count as unseen.
+        notes: anything in JSON's terms, such as seconds of training.
+    """
+
+    name: str
+    labels: np.ndarray
+    logits: np.ndarray
+    outcomes: dict[str, AttackOutcome]
+    images: np.ndarray
+    key: list[int]
+    trained_on: tuple[str, ...] = ()
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def prediction(self) -> np.ndarray:
+        """(N,) the clean predictions."""
+        return self.logits.argmax(-1)
+
+    @property
+    def clean(self) -> Proportion:
+        """Clean accuracy; NaN logits are errors."""
+        return Proportion.of((self.prediction == self.labels) & np.isfinite(self.logits).all(-1))
+
+    @property
+    def union(self) -> Proportion:
+        """Accuracy against the worst attack of each example: an example counts only if no attack fooled it."""
+        robust = [outcome.robust for outcome in self.outcomes.values()]
+        return Proportion.of(np.logical_and.reduce(robust))
+
+    @property
+    def unseen_mean(self) -> float | None:
+        """The mean robust accuracy over the attacks that training had not seen; None if there is none."""
+        return unseen_mean({name: self.accuracy(name).accuracy for name in self.outcomes}, self.trained_on)
+
+    def accuracy(self, attack: str) -> Proportion:
+        """Robust accuracy under one attack."""
+        return Proportion.of(self.outcomes[attack].robust)
+
+    def to_json(self) -> dict[str, Any]:
+        """The model's part of a results file."""
+        return {
+            "name": self.name,
+            "trained_on": list(self.trained_on),
+            "notes": _store.describe(self.notes),
+            "clean": self.clean._asdict(),
+            "attacks": {name: outcome.summary() for name, outcome in self.outcomes.items()},
+            "union": self.union._asdict(),
+            "unseen_mean": self.unseen_mean,
+            "examples": {
+                "label": self.labels.tolist(),
+                "prediction": self.prediction.tolist(),
+                "outcome": {name: outcome.outcome.tolist() for name, outcome in self.outcomes.items()},
+                "size": {name: outcome.size.tolist() for name, outcome in self.outcomes.items()},
+            },
+        }
+
+    def save(self, run_dir: str | pathlib.Path, *, title: str | None = None) -> pathlib.Path:
+        """Write `results.json`, pictures and the page to a new run folder.
+
+        Args:
+            run_dir: the folder; made if it does not exist.
+            title: the page's title; by default the model's name.
+
+        Returns:
+            The page.
+
+        Raises:
+            ValueError: the folder holds a run already.
+        """
+        from jaxrobust.evaluate.run_folder import save_run
+
+        return save_run(run_dir, [self], title=title or self.name)
+
+    def __str__(self) -> str:
+        rows = [("clean", self.clean, None)]
+        rows += [(name, self.accuracy(name), outcome) for name, outcome in self.outcomes.items()]
+        rows += [("worst case", self.union, None)] if len(self.outcomes) > 1 else []
+        width = max(len(name) for name, *_ in rows)
+        lines = [f"{self.name}: accuracy in % [95 % interval] on {len(self.labels)} examples"]
+        for name, proportion, outcome in rows:
+            about = "" if outcome is None else f"   {outcome.attack}, {outcome.counts.seconds:.1f} s{outcome.caveats}"
+            lines.append(f"  {name:<{width}}  {proportion!s:>19}{about}")
+        return "\n".join(lines)
+
+
+def unseen_mean(accuracies: Mapping[str, float], trained_on: Collection[str]) -> float | None:
+    """The mean robust accuracy over the attacks that training had not seen.
+
+    Args:
+        accuracies: attack name -> robust accuracy.
+        trained_on: the names of the attacks that training had seen; others than those of `accuracies` do no harm.
+
+    Returns:
+        The mean, in the unit of `accuracies`; None if training had seen them all.
+
+    Example:
+        >>> unseen_mean({"linf": 0.5, "l2": 0.25, "l1": 0.75}, ["linf"])
+        0.5
+
+    Reference:
+        Laidlaw, Singla and Feizi, 2021, arXiv:2006.12655.
+    """
+    unseen = [accuracy for name, accuracy in accuracies.items() if name not in trained_on]
+    return float(np.mean(unseen)) if unseen else None

@@ -1,0 +1,231 @@
+"""An evaluation that is killed, and started again, ends with equal numbers and without doing its work twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobust import attacks, sets
+from jaxrobust.evaluate import _store, lanes, robustness, run_lanes
+from jaxrobust.types import Classifier
+from tests.evaluate.models import ONE_DEVICE, assert_equal_results, classifier, examples, network
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+PGD = attacks.pgd(sets.Linf(0.1), steps=4, restarts=2)
+OPTIONS = {"key": jax.random.key(0), "lanes": 8, "devices": ONE_DEVICE, "early_stop": False}
+
+
+class Interrupted(Exception):
+    """What befalls the run."""
+
+
+@pytest.fixture(scope="module")
+def data():
+    return examples(21, wrong=4)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data):
+    return run_lanes(PGD, classifier(), *data, **OPTIONS)
+
+
+@pytest.fixture
+def interrupted(data, tmp_path, monkeypatch):
+    """A save file of a run that ended after so many rounds."""
+
+    def run(rounds):
+        path = tmp_path / "deep" / "save.npz"
+        played = lanes._Run.round
+        left = [rounds]
+
+        def round_(self):
+            if not left[0]:
+                raise Interrupted
+            left[0] -= 1
+            played(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(lanes, "SAVE_EVERY", -1.0)
+            patch.setattr(lanes, "SAVE_SHARE", np.inf)
+            patch.setattr(lanes._Run, "round", round_)
+            with pytest.raises(Interrupted):
+                run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+        return path
+
+    return run
+
+
+@pytest.mark.parametrize("rounds", [1, 5, 6, 17, 24])
+def test_an_exception_at_any_round(rounds, interrupted, undisturbed, data):
+    path = interrupted(rounds)
+    kept = _store.read_arrays(path)
+    assert int(kept["executed"]) == 8 * rounds
+    resumed = run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+    assert_equal_results(resumed.result, undisturbed.result)
+    np.testing.assert_array_equal(resumed.result.images, undisturbed.result.images)
+    assert resumed.counts.needed == undisturbed.counts.needed
+    # no step twice; only the order in which the last lanes drain may differ
+    assert abs(resumed.counts.executed - undisturbed.counts.executed) <= 8 * PGD.asks
+    assert resumed.counts.seconds > float(kept["seconds"]) > 0
+
+
+@pytest.mark.parametrize(("width", "devices"), [(4, ONE_DEVICE), (8, jax.local_devices())])
+def test_with_other_lanes_or_devices(width, devices, interrupted, undisturbed, data):
+    path = interrupted(17)
+    done = int((_store.read_arrays(path)["runs_done"] == 2).sum())
+    assert 4 < done < 21
+    resumed = run_lanes(PGD, classifier(), *data, save=path, **(OPTIONS | {"lanes": width, "devices": devices}))
+    assert_equal_results(resumed.result, undisturbed.result)
+    again = resumed.counts.executed - 8 * 17
+    assert again <= (21 - done) * 2 * PGD.asks + width * 2 * PGD.asks
+
+
+def test_a_finished_run_is_only_read(interrupted, undisturbed, data, monkeypatch):
+    path = interrupted(5)
+    finished = run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+    before = path.read_bytes()
+    monkeypatch.setattr(lanes._Run, "round", lambda self: pytest.fail("a step was taken"))
+    again = run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+    assert_equal_results(again.result, undisturbed.result)
+    assert again.counts == finished.counts
+    assert path.read_bytes() == before
+
+
+def other_function(params, images):
+    """Another function of the same parameters."""
+    return network(params, jnp.square(images))
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["attack", "radius", "early_stop", "key", "images", "labels", "indices", "parameters", "function"],
+)
+def test_the_save_file_of_another_run_is_refused_and_left_alone(change, interrupted, data):
+    path = interrupted(5)
+    before = path.read_bytes()
+    (images, labels), attack, model, options = data, PGD, classifier(), {**OPTIONS, "save": path}
+    match change:
+        case "attack":
+            attack = attacks.pgd(sets.Linf(0.1), steps=4, restarts=2, loss="margin")
+        case "radius":
+            attack = PGD.with_radius(0.2)
+        case "early_stop":
+            options["early_stop"] = True
+        case "key":
+            options["key"] = jax.random.key(1)
+        case "images":
+            images = images * np.float32(0.999)
+        case "labels":
+            labels = np.roll(labels, 1)
+        case "indices":
+            options["indices"] = np.arange(21) + 1
+        case "parameters":
+            model = Classifier(network, jax.tree.map(lambda leaf: leaf * 1.001, model.params))
+        case "function":
+            model = Classifier(other_function, model.params)
+    with pytest.raises(ValueError, match=r"save must name a file of this very run; .*save.npz was written by another"):
+        run_lanes(attack, model, images, labels, **options)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("kept", [0, 100, 0.5, 0.99])
+def test_a_truncated_save_file_is_named_and_left_alone(kept, interrupted, data):
+    path = interrupted(5)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"save.npz must be a whole .npz, remove it to start anew"):
+        run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+    assert path.read_bytes() == before
+
+
+def test_an_archive_of_something_else_is_refused(data, tmp_path):
+    path = tmp_path / "pictures.npz"
+    _store.write_arrays(path, clean=np.zeros(3))
+    with pytest.raises(ValueError, match="save must name a file of this very run"):
+        run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+
+
+def test_a_folder_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="save must name a file"):
+        run_lanes(PGD, classifier(), *data, save=tmp_path, **OPTIONS)
+
+
+# What is killed: the evaluation below, made slow by a pause in every step.
+SCRIPT = """
+import sys, time, jax
+from jaxrobust.evaluate import lanes
+from tests.evaluate.test_resume import evaluation
+lanes.SAVE_EVERY = 0.0
+jax.config.update("jax_disable_most_optimizations", True)
+step = lanes._Run.round
+lanes._Run.round = lambda self: (time.sleep(0.02), step(self))
+evaluation(sys.argv[1], progress=True)
+"""
+
+
+def evaluation(save_dir=None, *, width=8, progress=False):
+    """One that the killed process and this one both know."""
+    return robustness(
+        classifier(),
+        examples(21, wrong=4),
+        {"first": attacks.mi_fgsm(sets.Linf(0.02), steps=5), "second": attacks.bim(sets.Linf(0.02), steps=9)},
+        key=jax.random.key(4),
+        lanes=width,
+        devices=ONE_DEVICE,
+        save_dir=save_dir,
+        progress=progress,
+    )
+
+
+def assert_equal_evaluations(found, expected):
+    assert found.union == expected.union
+    for name, outcome in expected.outcomes.items():
+        for field in ("outcome", "size", "loss", "code", "images", "forwards", "backwards"):
+            np.testing.assert_array_equal(getattr(found.outcomes[name], field), getattr(outcome, field), err_msg=field)
+
+
+def test_kill_nine_and_start_again(tmp_path):
+    expected = evaluation()
+    assert 0 < expected.union.accuracy < expected.clean.accuracy < 1
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        # the second attack is under way
+        saved = tmp_path / "second.npz"
+        deadline = time.monotonic() + 120
+        while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert process.poll() is None, process.stderr.read()
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.stderr.close()
+    kept = {name: _store.read_arrays(tmp_path / f"{name}.npz") for name in ("first", "second")}
+    assert (kept["first"]["runs_done"] == 1).all()
+    assert 0 < kept["second"]["executed"] < expected.outcomes["second"].counts.executed
+    assert not (kept["second"]["runs_done"] == 1).all()
+
+    resumed = evaluation(tmp_path)
+    assert_equal_evaluations(resumed, expected)
+    for name in ("first", "second"):
+        counts, uninterrupted = resumed.outcomes[name].counts, expected.outcomes[name].counts
+        # with one run an example, lanes that go on where they stood execute exactly what they would have
+        assert (counts.executed, counts.needed) == (uninterrupted.executed, uninterrupted.needed)
+        assert counts.seconds >= kept[name]["seconds"] > 0
+
+
+def test_two_models_cannot_share_a_folder(tmp_path, data):
+    attack = attacks.mi_fgsm(sets.Linf(0.02), steps=5)
+    options = {"key": jax.random.key(4), "lanes": 8, "devices": ONE_DEVICE, "save_dir": tmp_path, "progress": False}
+    robustness(classifier(), data, attack, **options)
+    with pytest.raises(ValueError, match=r"pgd-linf.npz was written by another attack, model"):
+        robustness(classifier(1), data, attack, **options)

@@ -1,0 +1,219 @@
+"""Run folders: one valid JSON, the pictures, and the page made from both."""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrobust import __version__, attacks, report, sets
+from jaxrobust.evaluate import curves, robustness, save_run, trajectories
+from jaxrobust.evaluate.run_folder import versions
+from tests.evaluate.models import ONE_DEVICE, NanWhere, classifier, examples
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+ATTACKS = {"linf": attacks.bim(sets.Linf(0.02), steps=5), "l2": attacks.fgsm(sets.L2(0.1))}
+MODELS = {"first": classifier(0), "second": classifier(1), "nan": classifier(0, NanWhere(above=0.5))}
+LANES = {"lanes": 8, "devices": ONE_DEVICE}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    steps: int = 5
+    radii: tuple = (0.02, 0.1)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return examples(40, wrong=5)
+
+
+@pytest.fixture(scope="module")
+def evaluations(data):
+    return [
+        robustness(m, data, ATTACKS, key=jax.random.key(0), name=name, trained_on=["l2"], progress=False, **LANES)
+        for name, m in MODELS.items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def saved(data, evaluations, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "new" / "run"
+    key = jax.random.key(1)
+    page = save_run(
+        run_dir,
+        evaluations,
+        title="A title",
+        models=MODELS,
+        data={"name": "noise", "split": "test"},
+        config=Config(),
+        curves=curves(MODELS, data, ATTACKS, {"linf": [0.0, 0.02, np.float32(0.5)]}, key=key, **LANES),
+        trajectories=trajectories(MODELS, data, ATTACKS, key=key),
+        seconds=1.5,
+        pictures=6,
+    )
+    return run_dir, page
+
+
+def results(run_dir):
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads((run_dir / "results.json").read_text(), parse_constant=refuse)
+
+
+def test_the_page_and_its_parts_are_written(saved):
+    run_dir, page = saved
+    assert sorted(p.name for p in run_dir.iterdir()) == ["pictures.npz", "report.html", "results.json"]
+    assert page == run_dir / "report.html"
+    text = page.read_text()
+    assert all(word in text for word in ("A title", "first", "second", "linf", "l2"))
+    page.unlink()
+    assert report.render(run_dir).read_text() == text
+
+
+def test_the_json_says_what_was_found(saved, evaluations, data):
+    found = results(saved[0])
+    assert found["complete"] is True
+    assert found["title"] == "A title"
+    assert found["data"] == {
+        "name": "noise", "split": "test", "class_names": None, "count": 40, "shape": [6, 5, 2], "classes": 4
+    }  # fmt: skip
+    assert found["config"] == {"type": "Config", "steps": 5, "radii": [0.02, 0.1]}
+    assert found["key"] == evaluations[0].key == [0, 0]
+    assert found["attacks"]["l2"]["radius"] == 0.1
+    assert found["attacks"]["linf"]["set"] == "Linf"
+    assert found["attacks"]["linf"]["settings"]["steps"] == 5
+    for entry, evaluation in zip(found["models"], evaluations, strict=True):
+        assert entry["name"] == evaluation.name
+        assert entry["clean"]["accuracy"] == evaluation.clean.accuracy
+        assert entry["union"]["accuracy"] == evaluation.union.accuracy
+        assert entry["unseen_mean"] == evaluation.accuracy("linf").accuracy
+        assert entry["examples"]["label"] == data[1].tolist()
+        for name, outcome in evaluation.outcomes.items():
+            assert entry["attacks"][name]["accuracy"] == outcome.robust.mean()
+            assert entry["examples"]["outcome"][name] == outcome.outcome.tolist()
+            np.testing.assert_allclose(entry["examples"]["size"][name], outcome.size)
+    curve = found["curves"][0]
+    assert (curve["attack"], curve["radii"], curve["count"]) == ("linf", [0.0, 0.02, 0.5], 40)
+    assert curve["accuracy"]["first"][0] == evaluations[0].clean.accuracy
+    assert [len(found["trajectories"][i]["mean"]["first"]) for i in (0, 1)] == [6, 2]
+
+
+def test_nan_becomes_null(saved):
+    entry = results(saved[0])["models"][2]
+    assert entry["name"] == "nan"
+    assert entry["attacks"]["linf"]["non_finite"] > 0
+    # half of the examples still have a loss
+    assert None not in results(saved[0])["trajectories"][0]["mean"]["nan"]
+
+
+def test_a_trajectory_is_of_the_examples_with_a_loss(data):
+    nowhere = {"first": MODELS["first"], "nan": classifier(0, NanWhere(above=-1.0))}
+    found = trajectories(nowhere, data, {"l2": ATTACKS["l2"]}, key=jax.random.key(1))[0]
+    losses = np.asarray(attacks.trajectory(ATTACKS["l2"], MODELS["first"], *data, key=jax.random.key(1)))
+    np.testing.assert_allclose(found["mean"]["first"], losses.mean(1))
+    np.testing.assert_allclose(found["low"]["first"], np.quantile(losses, 0.1, axis=1))
+    np.testing.assert_allclose(found["high"]["first"], np.quantile(losses, 0.9, axis=1))
+    assert np.isnan(found["mean"]["nan"]).all()
+
+
+def test_the_pictures_are_the_points_and_their_predictions(saved, evaluations, data):
+    images, labels = data
+    with np.load(saved[0] / "pictures.npz", allow_pickle=False) as stored:
+        pictures = dict(stored)
+    assert pictures["clean"].shape == (6, 6, 5, 2)
+    rows = [int(np.flatnonzero((images == clean).all((1, 2, 3)))[0]) for clean in pictures["clean"]]
+    assert len(set(rows)) == 6
+    np.testing.assert_array_equal(pictures["label"], labels[rows])
+    # as many classes as there are come before any comes twice
+    assert len(set(pictures["label"][: len(set(labels.tolist()))].tolist())) == len(set(labels.tolist()))
+    for evaluation in evaluations:
+        np.testing.assert_array_equal(pictures[f"{evaluation.name}/prediction"], evaluation.prediction[rows])
+        for name, outcome in evaluation.outcomes.items():
+            shown = pictures[f"{evaluation.name}/{name}/images"]
+            np.testing.assert_array_equal(shown, outcome.images[rows])
+            prediction = pictures[f"{evaluation.name}/{name}/prediction"]
+            np.testing.assert_array_equal(prediction, MODELS[evaluation.name](shown).argmax(-1))
+            fooled = outcome.outcome[rows] == 1
+            assert (prediction[fooled] != pictures["label"][fooled]).all()
+
+
+def test_a_finished_run_is_not_overwritten(saved, evaluations):
+    run_dir, _ = saved
+    before = {p.name: p.read_bytes() for p in run_dir.iterdir()}
+    with pytest.raises(ValueError, match="run_dir must not hold a run already; got"):
+        save_run(run_dir, evaluations, title="Another")
+    assert {p.name: p.read_bytes() for p in run_dir.iterdir()} == before
+
+
+def test_a_run_can_be_overwritten_on_demand(evaluations, tmp_path):
+    save_run(tmp_path, evaluations[:1], title="One", pictures=2)
+    save_run(tmp_path, evaluations[1:2], title="Two", pictures=2, overwrite=True)
+    assert results(tmp_path)["title"] == "Two"
+    assert results(tmp_path)["models"][0]["name"] == "second"
+
+
+def test_an_evaluation_saves_itself(evaluations, tmp_path):
+    page = evaluations[0].save(tmp_path / "mine")
+    assert results(tmp_path / "mine")["title"] == "first"
+    assert "first" in page.read_text()
+    with pytest.raises(ValueError, match="must not hold a run already"):
+        evaluations[0].save(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000])
+def test_any_number_of_pictures(count, evaluations, tmp_path):
+    save_run(tmp_path, evaluations, title="Pictures", models=MODELS, pictures=count)
+    assert (results(tmp_path)["pictures"] is None) == (count == 0)
+    assert (tmp_path / "pictures.npz").exists() == (count > 0)
+    if count:
+        with np.load(tmp_path / "pictures.npz") as pictures:
+            assert len(pictures["label"]) == min(count, 40)
+
+
+DIFFERENT = {
+    "labels": lambda e: dataclasses.replace(e, labels=np.roll(e.labels, 1)),
+    "images": lambda e: dataclasses.replace(e, images=e.images * np.float32(0.5)),
+    "attacks": lambda e: dataclasses.replace(e, outcomes={"linf": e.outcomes["linf"]}),
+    "radii": lambda e: dataclasses.replace(
+        e, outcomes={n: dataclasses.replace(o, attack=o.attack.with_radius(0.3)) for n, o in e.outcomes.items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_evaluations_that_differ_are_refused(what, evaluations, tmp_path):
+    other = DIFFERENT[what](evaluations[1])
+    with pytest.raises(ValueError, match="evaluations must share examples and attacks; got 'first' and 'second'"):
+        save_run(tmp_path, [evaluations[0], other], title="Two")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"evaluations": []}, "evaluations must hold at least one evaluation; got none"),
+        ({"pictures": -1}, "pictures must be >= 0; got -1"),
+    ],
+)
+def test_bad_input_writes_nothing(change, message, evaluations, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        save_run(tmp_path, **({"evaluations": evaluations, "title": "Bad"} | change))
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_models_of_one_name_are_refused(evaluations, tmp_path):
+    with pytest.raises(ValueError, match=r"evaluations must have different names; got \['first', 'first'\]"):
+        save_run(tmp_path, [evaluations[0], evaluations[0]], title="Twins")
+    assert not list(tmp_path.iterdir())
+
+
+def test_versions_are_those_that_run():
+    found = versions()
+    assert found["jax"] == jax.__version__
+    assert found["numpy"] == np.__version__
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["jaxrobust"] == __version__
