@@ -22,7 +22,7 @@ def mnist_vanilla(settings: Settings) -> Iterator[Figure]:
     count, steps = (200, 20) if settings.quick else (1000, 100)
     key = jax.random.key(settings.seed)
     for step, size in {"step 0.01": 0.01, "default step": None}.items():
-        for restarts in (1, 5):
+        for restarts in (1, 5, 20):
             attack = jr.attacks.pgd(jr.sets.Linf(0.1), steps=steps, step_size=size, restarts=restarts)
             data = images[:count], labels[:count]
             report = jr.evaluate.robustness(model, data, {"PGD": attack}, key=key, progress=settings.progress)

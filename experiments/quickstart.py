@@ -46,9 +46,9 @@ class Config:
 
     run_dir: pathlib.Path = pathlib.Path("runs/quickstart")
     linf: float = 0.15
-    l2: float = 1.0
-    l1: float = 4.0
-    epochs: int = 20
+    l2: float = 0.8
+    l1: float = 3.0
+    epochs: int = 15
     train_steps: int = 10
     steps: int = 40
     restarts: int = 2
@@ -91,14 +91,17 @@ def main(config: Config) -> pathlib.Path:
         for name, set in config.perturbation_sets().items()
     }
 
+    recipe = training.TrainConfig(
+        epochs=config.epochs, batch_size=64, schedule="cosine", learning_rate=3e-3, radius_warmup=3.0
+    )
     models, evaluations = {}, []
     for name, (objective, trained_on) in config.objectives().items():
         started = time.perf_counter()
         fitted = training.fit(
-            jr.models.SmallCNN(rngs=nnx.Rngs(config.seed)),
+            jr.models.SmallCNN(width=16, rngs=nnx.Rngs(config.seed)),
             train,
             objective=objective,
-            config=training.TrainConfig(epochs=config.epochs, schedule="cosine", learning_rate=3e-3),
+            config=recipe,
             key=jax.random.fold_in(key, 0),
             run_dir=config.run_dir / "training" / name.replace(" ", "-"),
             progress=config.progress,
