@@ -85,6 +85,9 @@ class Figure:
     high: float | None = None
     repeats: int = 1
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", float(self.value))
+
     @staticmethod
     def of(name: str, values: Any, unit: str = "", **kwargs: Any) -> Figure:
         """The median of repeated measurements, with their range."""

@@ -11,7 +11,6 @@ A run that was killed goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import sys
 import time
@@ -23,7 +22,6 @@ from flax import nnx
 
 import jaxrobust as jr
 from jaxrobust import attacks, sets, training
-from jaxrobust.evaluate import _store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +75,8 @@ class Config:
 def main(config: Config) -> pathlib.Path:
     """Run the experiment, or what is left of it, and return the page."""
     began = time.perf_counter()
-    finished = config.run_dir / "results.json"
-    if finished.exists():
-        if json.loads(finished.read_text())["config"] != _store.describe(config):
-            raise ValueError(f"run_dir must be new for new settings; {config.run_dir} holds a run of others")
+    settings = {n: v for n, v in dataclasses.asdict(config).items() if n not in ("run_dir", "progress")}
+    if jr.evaluate.is_finished(config.run_dir, settings):
         return jr.report.render(config.run_dir)
 
     key = jax.random.key(config.seed)
@@ -131,7 +127,7 @@ def main(config: Config) -> pathlib.Path:
         title="Quickstart: three networks on digits",
         models=models,
         data={"name": "digits", "split": "test"},
-        config=config,
+        config=settings,
         curves=jr.evaluate.curves(models, (x, y), one_run, radii, key=curve_key, progress=config.progress),
         trajectories=jr.evaluate.trajectories(models, (x[:128], y[:128]), one_run, key=curve_key),
         seconds=time.perf_counter() - began,

@@ -58,6 +58,8 @@ def key(value: Any) -> None:
     if not isinstance(value, jax.Array) or not jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or value.shape:
         found = f"{value.dtype}{list(value.shape)}" if isinstance(value, jax.Array) else repr(value)
         raise TypeError(f"key must be one typed key such as jax.random.key(0); got {found}")
+    if "rbg" in str(value.dtype):
+        raise ValueError(f"key must be like jax.random.key(0); got {value.dtype}, and its numbers change under vmap")
 
 
 def is_traced(*trees: Any) -> bool:

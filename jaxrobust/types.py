@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from jaxtyping import Key as TypedKey
 
@@ -104,6 +105,14 @@ class Classifier:
     apply: Callable[..., Any]
     params: Any
     activations: Callable[..., Any] | None = None
+
+    # One classifier is another only if it is the same object: arrays do not compare to one truth value, and
+    # `jax.jit(model)` wants to hash it.
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def __call__(self, images: Any) -> Any:
         """Logits (N, K) of images (N, H, W, C)."""
@@ -218,11 +227,11 @@ class AttackResult:
         parameters: the set's parameters θ of `images`, for an additive set the perturbation; None from the lanes.
     """
 
-    images: Float[Array, "*batch height width channels"]
-    success: Bool[Array, "*batch"]
-    loss: Float[Array, "*batch"]
-    size: Float[Array, "*batch"]
-    forwards: Int[Array, "*batch"]
-    backwards: Int[Array, "*batch"]
-    code: Int[Array, "*batch"]
+    images: Float[Array | np.ndarray, "*batch height width channels"]
+    success: Bool[Array | np.ndarray, "*batch"]
+    loss: Float[Array | np.ndarray, "*batch"]
+    size: Float[Array | np.ndarray, "*batch"]
+    forwards: Int[Array | np.ndarray, "*batch"]
+    backwards: Int[Array | np.ndarray, "*batch"]
+    code: Int[Array | np.ndarray, "*batch"]
     parameters: Any = None

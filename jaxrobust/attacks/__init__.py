@@ -1,5 +1,6 @@
 """Attacks: how the adversary searches a perturbation set."""
 
+from jaxrobust.attacks import engine as engine
 from jaxrobust.attacks.base import REGISTRY as REGISTRY
 from jaxrobust.attacks.base import Attack as Attack
 from jaxrobust.attacks.base import Best as Best

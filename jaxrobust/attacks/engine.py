@@ -211,7 +211,7 @@ def run(
         >>> attack = jr.attacks.pgd(jr.sets.Linf(0.1), steps=5)
         >>> result = run(attack, model, images, labels, key=jax.random.key(0))  # doctest: +SKIP
     """
-    _check_attack(attack)
+    check_attack(attack)
     _checks.key(key)
     _checks.image_shape(images)
     goal = _checks.criterion(labels, images)
@@ -304,7 +304,8 @@ def check_values(attack: Attack, model: Classifier, images: Any, goal: Criterion
     _checks.model_values(model, jnp.clip(jnp.asarray(images[:8]), 0, 1))
 
 
-def _check_attack(attack: Any) -> None:
+def check_attack(attack: Any) -> None:
+    """That an attack is one, and not the function that makes it."""
     if not isinstance(attack, Attack):
         raise TypeError(f"attack must be an Attack such as attacks.pgd(sets.Linf(8 / 255)); got {attack!r}")
 

@@ -25,11 +25,13 @@ from jaxrobust.evaluate import _store
 from jaxrobust.evaluate._programs import Books, met, pad, predict, programs, replicated
 from jaxrobust.types import Classifier, Code, Criterion, Key
 
-__all__ = ["HostResult", "LaneCounts", "LaneResult", "check", "predict", "replicated", "run_lanes"]
+__all__ = ["LaneCounts", "LaneResult", "check", "predict", "replicated", "run_lanes"]
 
-# An accelerator works ahead of the host, which looks at the lanes only every few steps; a CPU gains nothing by it.
+# Steps between two looks at the lanes. An accelerator works ahead of the host, at the price of a few idle steps of
+# lanes that are done; where lanes run in step, none is done before the others.
 PEEK = {"cpu": 1}
 PEEK_ELSEWHERE = 4
+PEEK_IN_STEP = 16
 SAVE_EVERY = 30.0  # seconds between two saves
 SAVE_SHARE = 0.05  # of the wall time at most goes into saves
 
@@ -49,23 +51,11 @@ class LaneCounts:
     seconds: float
 
 
-class HostResult(NamedTuple):
-    """What `AttackResult` says of N examples, in NumPy arrays: a data set of images need not fit on a device."""
-
-    images: np.ndarray
-    success: np.ndarray
-    loss: np.ndarray
-    size: np.ndarray
-    forwards: np.ndarray
-    backwards: np.ndarray
-    code: np.ndarray
-
-
 @dataclasses.dataclass(frozen=True)
 class LaneResult:
-    """The result, one entry an example, and what it cost."""
+    """The result, in NumPy arrays since a data set need not fit on a device, and what it cost."""
 
-    result: HostResult
+    result: AttackResult
     counts: LaneCounts
 
 
@@ -167,7 +157,7 @@ def check(
         TypeError: as `attacks.run`.
         ValueError: as `attacks.run`, or indices that are negative or not one an image.
     """
-    engine._check_attack(attack)
+    engine.check_attack(attack)
     _checks.key(key)
     _checks.image_shape(images)
     goal = _checks.criterion(labels, images)
@@ -215,10 +205,11 @@ class _Run:
         self.programs = programs(NamedSharding(mesh, PartitionSpec("lanes")))
         # refills and harvests go in chunks of fixed shape, small enough not to cost a step
         self.chunk = max(width // 4, 1)
-        self.peek = PEEK.get(mesh.devices.flat[0].platform, PEEK_ELSEWHERE)
         # Where lanes run in step, they come to their last ask together, and it needs no gradients. Elsewhere that is
         # luck, and not worth the compilation of another program.
         self.in_step = stop == "clean" or attack.asks <= 2
+        elsewhere = PEEK.get(mesh.devices.flat[0].platform, PEEK_ELSEWHERE)
+        self.peek = PEEK_IN_STEP if self.in_step else elsewhere
         self.executed = 0
         self.seconds = 0.0
         self.lane_example = np.full(width, -1)
@@ -316,7 +307,7 @@ class _Run:
         found = self.programs.harvest(self.there.attack, states, pad(slots, self.chunk), known, stop=self.stop)
         return {name: values[: len(slots)] for name, values in jax.device_get(found).items()}
 
-    def conclude(self) -> HostResult:
+    def conclude(self) -> AttackResult:
         """Success confirmed by a fresh forward pass, as in `attacks.run`."""
         best = self.best
         claimed = np.flatnonzero(best["success"])
@@ -326,7 +317,7 @@ class _Run:
         confirmed = best["success"] & np.asarray(met(self.goal, logits))
         failed = np.where(best["success"], Code.DISAGREED, np.where(best["non_finite"], Code.NON_FINITE, Code.RAN))
         won = np.where(best["forwards"] == 0, Code.ALREADY, Code.RAN)
-        return HostResult(
+        return AttackResult(
             images=best["image"],
             success=confirmed,
             loss=best["loss"],

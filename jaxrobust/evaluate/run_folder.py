@@ -23,9 +23,31 @@ from jaxrobust.evaluate.outcomes import FOOLED, Evaluation
 from jaxrobust.evaluate.robustness import curve
 from jaxrobust.types import Classifier, Key, Number
 
-__all__ = ["curves", "save_run", "trajectories", "versions"]
+__all__ = ["curves", "is_finished", "save_run", "trajectories", "versions"]
 
 FORMAT = 1
+
+
+def is_finished(run_dir: str | pathlib.Path, config: Any) -> bool:
+    """Whether a folder holds the finished run of some settings, so that nothing is left to do.
+
+    Args:
+        run_dir: the folder; it need not exist.
+        config: what `save_run` is given as `config`.
+
+    Returns:
+        True if it does, False if it holds no finished run.
+
+    Raises:
+        ValueError: it holds a finished run of other settings.
+    """
+    if not (pathlib.Path(run_dir) / "results.json").exists():
+        return False
+    found, wanted = report.load(run_dir).results["config"], _store.describe(config)
+    other = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    if other:
+        raise ValueError(f"run_dir must be new for new settings; {run_dir} holds a run with another {', '.join(other)}")
+    return True
 
 
 def save_run(

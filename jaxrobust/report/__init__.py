@@ -4,6 +4,8 @@
 needs no network and no other file, follows the reader's light or dark mode, and prints.
 """
 
-from jaxrobust.report.page import render
+from jaxrobust.report.page import render as render
+from jaxrobust.report.run import Run as Run
+from jaxrobust.report.run import load as load
 
-__all__ = ["render"]
+__all__ = ["Run", "load", "render"]

@@ -173,7 +173,7 @@ class L1(AdditiveBall):
         stuck = ((image >= 1) & (gradient > 0)) | ((image <= 0) & (gradient < 0))
         strength = jnp.where(stuck, 0, jnp.abs(gradient))
         kept = x.size - math.ceil(self.quantile * (x.size - 1))
-        chosen = (strength >= lax.top_k(strength.reshape(-1), kept)[0][-1]) & (strength > 0)
+        chosen = (strength >= _kth_largest(strength, kept)) & (strength > 0)
         share = size / jnp.maximum(jnp.sum(chosen.astype(x.dtype)), 1)
         return theta + jnp.where(chosen, share * jnp.sign(gradient), 0)
 
@@ -235,6 +235,23 @@ def _largest_scale(magnitude: Array, room: Array, radius: Scalar) -> Scalar:
     start = (zero, better(zero), jnp.zeros((), jnp.int32))
     _, scale, _ = lax.while_loop(improves, lambda c: (c[1], jnp.maximum(better(c[1]), c[1]), c[2] + 1), start)
     return scale
+
+
+def _kth_largest(values: Array, k: int) -> Scalar:
+    """The k-th largest of values ≥ 0, bit by bit: their bits order as integers do.
+
+    Counting thirty-odd times costs a fifth of what XLA:CPU takes to select.
+    """
+    integer = jnp.dtype(f"int{8 * values.dtype.itemsize}")
+    bits = lax.bitcast_convert_type(values, integer)
+    highest = 8 * values.dtype.itemsize - 2
+
+    def set_bit(i: Array, found: Array) -> Array:
+        candidate = found | (jnp.ones((), integer) << (highest - i).astype(integer))
+        return jnp.where(jnp.sum((bits >= candidate).astype(jnp.int32)) >= k, candidate, found)
+
+    found = lax.fori_loop(0, highest + 1, set_bit, jnp.zeros((), integer))
+    return lax.bitcast_convert_type(found, values.dtype)
 
 
 def _smallest_threshold(magnitude: Array, room: Array, radius: Scalar) -> Scalar:

@@ -239,7 +239,7 @@ def adversarial(
     Reference:
         Madry et al., 2018, arXiv:1706.06083; Wong, Rice and Kolter, 2020, arXiv:2001.03994.
     """
-    _check_attack(attack)
+    attacks.engine.check_attack(attack)
     smoothing = _checks.number("label_smoothing", label_smoothing, high=1.0)
     return Adversarial(attack, smoothing, _checks.choice("craft_bn", craft_bn, ("eval", "batch")), clean_metric)
 
@@ -274,7 +274,7 @@ def mixed(
     Reference:
         Goodfellow, Shlens and Szegedy, 2015, arXiv:1412.6572.
     """
-    _check_attack(attack)
+    attacks.engine.check_attack(attack)
     weight = _checks.number("weight", weight, high=1.0)
     smoothing = _checks.number("label_smoothing", label_smoothing, high=1.0)
     return Mixed(attack, weight, smoothing, _checks.choice("craft_bn", craft_bn, ("eval", "batch")))
@@ -304,8 +304,3 @@ def _smoothed(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"
 def _correct(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> PerExample:
     correct = (jnp.argmax(logits, axis=1) == labels) & jnp.isfinite(logits).all(axis=1)
     return correct.astype(jnp.float32)
-
-
-def _check_attack(attack: Any) -> None:
-    if not isinstance(attack, attacks.Attack):
-        raise TypeError(f"attack must be an Attack such as attacks.pgd(sets.Linf(8 / 255)); got {attack!r}")

@@ -80,13 +80,18 @@ def test_bad_input_is_refused(case):
 
 def test_an_attack_is_an_attack():
     with pytest.raises(TypeError, match="attack must be an Attack such as"):
-        engine._check_attack(attacks.pgd)
+        engine.check_attack(attacks.pgd)
 
 
 @pytest.mark.parametrize("key", [0, np.zeros(2, np.uint32), jnp.zeros(2, jnp.uint32), jax.random.split(KEY)])
 def test_a_key_is_a_typed_key(key):
     with pytest.raises(TypeError, match=r"key must be one typed key such as jax.random.key\(0\); got"):
         _checks.key(key)
+
+
+def test_a_key_that_does_not_map_is_refused():
+    with pytest.raises(ValueError, match="its numbers change under vmap"):
+        _checks.key(jax.random.key(0, impl="rbg"))
 
 
 def test_a_random_model_is_refused():
