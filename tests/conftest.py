@@ -24,11 +24,3 @@ def rng():
 def key():
     """A JAX key for test inputs."""
     return jax.random.key(0)
-
-
-@pytest.fixture(scope="module")
-def quick_compile():
-    """For tables of laws, whose time is nearly all compilation: let XLA leave out most optimisations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -23,7 +23,7 @@ from jaxrobust import _checks
 from jaxrobust.attacks import Attack, engine
 from jaxrobust.evaluate import _store
 from jaxrobust.evaluate._programs import Books, met, pad, predict, programs, replicated
-from jaxrobust.types import Classifier, Code, Criterion, Key
+from jaxrobust.types import AttackResult, Classifier, Code, Criterion, Key
 
 __all__ = ["LaneCounts", "LaneResult", "check", "predict", "replicated", "run_lanes"]
 

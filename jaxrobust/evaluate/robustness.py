@@ -120,7 +120,7 @@ def _clean_fate(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(logits).all(-1), fate, NON_FINITE).astype(np.int8)
 
 
-def _fate(fate: np.ndarray, success: np.ndarray, code: np.ndarray) -> np.ndarray:
+def _fate(fate: np.ndarray, success: Any, code: Any) -> np.ndarray:
     """What an attack makes of examples: it changes the fate only of those that were robust before."""
     attacked = np.where(success, FOOLED, np.where(code == Code.NON_FINITE, NON_FINITE, ROBUST))
     return np.where(fate == ROBUST, attacked, fate).astype(np.int8)

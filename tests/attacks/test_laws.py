@@ -13,7 +13,6 @@ from jaxrobust import attacks, sets
 from jaxrobust.types import Classifier, Code, Misclassified, Targeted
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 CASES = [
     pytest.param(attack, perturbation_set, id=f"{attack}-{perturbation_set}")
     for attack, perturbation_set in itertools.product(sorted(attacks.REGISTRY), sorted(sets.REGISTRY))

@@ -15,7 +15,6 @@ from jaxrobust.types import Classifier, Code, Misclassified, Targeted
 from tests.evaluate.models import ONE_DEVICE, Counting, NanWhere, assert_equal_results, classifier, examples
 from tests.tiny import CLASSES, SHAPE, conv_classifier, images_and_labels
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 COUNT = 21
 PGD = attacks.pgd(sets.Linf(0.1), steps=4, restarts=2)
 compiled = collections.Counter()
@@ -238,7 +237,7 @@ def test_the_inputs_are_left_alone(model, data, key):
     found = run_lanes(PGD, model, images, labels, key=key, lanes=8, devices=ONE_DEVICE).result
     np.testing.assert_array_equal(images, kept[0])
     np.testing.assert_array_equal(labels, kept[1])
-    assert all(isinstance(values, np.ndarray) for values in found)
+    assert all(isinstance(values, np.ndarray) for values in jax.tree.leaves(found))
     assert found.images.dtype == np.float32
     assert np.abs(found.images - images).max() <= 0.1 + 1e-6
     again = run_lanes(PGD, model, images.astype(np.float64), labels, key=key, lanes=8, devices=ONE_DEVICE).result

@@ -16,9 +16,14 @@ from jaxrobust.evaluate import _store, lanes, robustness, run_lanes
 from jaxrobust.types import Classifier
 from tests.evaluate.models import ONE_DEVICE, assert_equal_results, classifier, examples, network
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 PGD = attacks.pgd(sets.Linf(0.1), steps=4, restarts=2)
 OPTIONS = {"key": jax.random.key(0), "lanes": 8, "devices": ONE_DEVICE, "early_stop": False}
+
+
+@pytest.fixture(autouse=True)
+def one_step_a_round(monkeypatch):
+    """So that a run can be stopped at any step."""
+    monkeypatch.setattr(lanes, "PEEK_IN_STEP", 1)
 
 
 class Interrupted(Exception):
@@ -163,7 +168,6 @@ import sys, time, jax
 from jaxrobust.evaluate import lanes
 from tests.evaluate.test_resume import evaluation
 lanes.SAVE_EVERY = 0.0
-jax.config.update("jax_disable_most_optimizations", True)
 step = lanes._Run.round
 lanes._Run.round = lambda self: (time.sleep(0.02), step(self))
 evaluation(sys.argv[1], progress=True)

@@ -17,7 +17,6 @@ from tests.evaluate.models import ONE_DEVICE, Counting, NanWhere, classifier, ex
 from tests.tiny import SHAPE, linear
 
 OPTIONS = {"lanes": 8, "devices": ONE_DEVICE, "progress": False}
-pytestmark = pytest.mark.usefixtures("quick_compile")
 # deterministic starts: without random numbers the programs compile in a fifth of the time
 WEAK, STRONG = attacks.bim(sets.Linf(0.01), steps=5), attacks.bim(sets.Linf(0.03), steps=5)
 FIELDS = ("outcome", "size", "loss", "code", "images", "forwards", "backwards")

@@ -13,7 +13,6 @@ from jaxrobust.evaluate import curves, robustness, save_run, trajectories
 from jaxrobust.evaluate.run_folder import versions
 from tests.evaluate.models import ONE_DEVICE, NanWhere, classifier, examples
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ATTACKS = {"linf": attacks.bim(sets.Linf(0.02), steps=5), "l2": attacks.fgsm(sets.L2(0.1))}
 MODELS = {"first": classifier(0), "second": classifier(1), "nan": classifier(0, NanWhere(above=0.5))}
 LANES = {"lanes": 8, "devices": ONE_DEVICE}

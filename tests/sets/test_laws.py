@@ -9,7 +9,6 @@ import pytest
 
 from jaxrobust import sets
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 NAMES = sorted(sets.REGISTRY)
 IMAGES = {
     "random": np.random.default_rng(0).random((6, 5, 3)).astype(np.float32),
