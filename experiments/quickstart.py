@@ -2,9 +2,12 @@
 
     python -m experiments.quickstart
 
-Data: scikit-learn's digits, which ship with it. Hardware: two CPU cores, two to three minutes.
-Expected: the standard network falls to a few per cent under every attack; each adversarially trained one keeps most
-of its accuracy under the attack it was trained on, and its union row shows what that does not cover.
+Data: scikit-learn's digits, which ship with it. Hardware: two CPU cores, a minute and a half.
+Expected, in %, on JAX 0.10.2 (another version rounds otherwise):
+              clean  linf    l2    l1  union  unseen mean
+    standard   98.3  12.5  10.3   4.7    4.5          9.2
+     AT linf   94.4  59.3  42.1   9.7    9.7         25.9
+       AT l2   90.3  54.6  49.0  19.8   19.5         37.2
 A run that was killed goes on where it was when the same command is given again.
 """
 
