@@ -22,7 +22,7 @@ from benchmarks import lanes_early_stop, mnist_at, mnist_vanilla, pgd_overhead, 
 from benchmarks.harness import REGISTRY, ROOT, Settings
 from benchmarks.tables import table
 from jaxrobust import _checks
-from jaxrobust.evaluate.run_folder import versions
+from jaxrobust._store import versions
 
 __all__ = ["command", "main"]
 

@@ -19,9 +19,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _store
 from jaxrobust.attacks import Attack, engine
-from jaxrobust.evaluate import _store
 from jaxrobust.evaluate._programs import Books, met, pad, predict, programs, replicated
 from jaxrobust.types import AttackResult, Classifier, Code, Criterion, Key
 

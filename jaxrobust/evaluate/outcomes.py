@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from jaxrobust import _store
 from jaxrobust.attacks import Attack
-from jaxrobust.evaluate import _store
 from jaxrobust.evaluate.lanes import LaneCounts
 from jaxrobust.types import Code
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib
-import importlib.metadata
 import pathlib
 import platform
 import sys
@@ -14,16 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import _checks, report
+from jaxrobust import _checks, _store, report
 from jaxrobust import attacks as attacks_room
 from jaxrobust.attacks import Attack
-from jaxrobust.evaluate import _store
 from jaxrobust.evaluate.lanes import predict
 from jaxrobust.evaluate.outcomes import FOOLED, Evaluation
 from jaxrobust.evaluate.robustness import curve
 from jaxrobust.types import Classifier, Key, Number
 
-__all__ = ["curves", "is_finished", "save_run", "trajectories", "versions"]
+__all__ = ["curves", "is_finished", "save_run", "trajectories"]
 
 FORMAT = 1
 
@@ -115,7 +112,7 @@ def save_run(
         "data": about,
         "key": first.key,
         "config": _store.describe(config if config is not None else {}),
-        "versions": versions(),
+        "versions": _store.versions(),
         "device": _device(),
         "attacks": {name: _about(outcome.attack) for name, outcome in first.outcomes.items()},
         "models": [evaluation.to_json() for evaluation in evaluations],
@@ -209,19 +206,6 @@ def trajectories(
 def _of_finite(statistic: Callable[[np.ndarray], Any], rows: np.ndarray) -> list[float]:
     finite = [row[np.isfinite(row)] for row in rows]
     return [float(statistic(row)) if len(row) else np.nan for row in finite]
-
-
-def versions() -> dict[str, str]:
-    """The versions of what the numbers depend on."""
-    # by its name, since a room that imports the house from above would close a circle
-    own = importlib.import_module("jaxrobust").__version__
-    found = {"python": platform.python_version(), "jaxrobust": own}
-    for name in ("jax", "jaxlib", "flax", "optax", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _device() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import uuid
 import zipfile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxrobust import _store
 from jaxrobust.types import Classifier
 
 __all__ = ["load_npz", "save_npz"]
@@ -45,16 +45,7 @@ def save_npz(path: str | os.PathLike[str], model: Any) -> None:
     for name, value in arrays.items():
         if getattr(value.dtype, "kind", None) not in set("biufc"):
             raise TypeError(f"{name} must be of a type that NumPy has; got {value.dtype}")
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as file:
-            np.savez(file, allow_pickle=False, **{name: np.asarray(value) for name, value in arrays.items()})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    _store.write_arrays(Path(path), **{name: np.asarray(value) for name, value in arrays.items()})
 
 
 def load_npz(path: str | os.PathLike[str], model: Model) -> Model:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 
 import jinja2
 from markupsafe import Markup
 
+from jaxrobust import _store
 from jaxrobust.report import charts, text
 from jaxrobust.report.run import Run, load
 from jaxrobust.report.sections import SECTIONS
@@ -43,7 +43,8 @@ def render(run_dir: pathlib.Path | str, *, output: pathlib.Path | str | None = N
     run = load(run_dir)
     path = run.folder / "report.html" if output is None else pathlib.Path(output)
     _check_output(path)
-    _write(path, _page(run))
+    content = _page(run).encode()
+    _store.atomically(path, lambda partial: partial.write_bytes(content))
     return path
 
 
@@ -77,12 +78,3 @@ def _check_output(path: pathlib.Path) -> None:
         with path.open("rb") as file:
             if file.read(len(MARK)) != MARK.encode():
                 raise ValueError(f"output must be new or an earlier report; {str(path)!r} is another file, left as is")
-
-
-def _write(path: pathlib.Path, page: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(page.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

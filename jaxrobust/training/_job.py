@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxrobust import _checks, attacks
+from jaxrobust import _checks, _store, attacks
 from jaxrobust.data import Loader
 from jaxrobust.models.adapters import Trainable
 from jaxrobust.training import _held_out, _run
@@ -150,11 +150,13 @@ def prepare(
     total = config.epochs * len(loader)
     optimizer = config.transformation(total)
     description = {
-        "config": _run.describe({k: v for k, v in vars(config).items() if k not in ("log_every", "checkpoint_every")}),
-        "objective": _run.describe(objective),
-        "validation_attack": _run.describe(validation_attack),
-        "augment": _run.describe(augment),
-        "network": _run.digest(*jax.tree.leaves((params, state))),
+        "config": _store.describe(
+            {k: v for k, v in vars(config).items() if k not in ("log_every", "checkpoint_every")}
+        ),
+        "objective": _store.describe(objective),
+        "validation_attack": _store.describe(validation_attack),
+        "augment": _store.describe(augment),
+        "network": _store.fingerprint((params, state)),
         "train_data": _run.describe_data(given),
         "validation_data": None if apart is None else _run.describe_data(apart),
         "key": [str(jax.random.key_impl(key)), jax.random.key_data(key).tolist()],

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -14,15 +11,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
+from jaxrobust import _store
 from jaxrobust.data import Dataset, LazyDataset
 
-__all__ = ["describe", "describe_data", "digest", "open_run", "sigterm_deferred", "write_rows"]
+__all__ = ["describe_data", "open_run", "sigterm_deferred", "write_rows"]
 
 FORMAT = 1
-PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def open_run(run_dir: str | os.PathLike[str], description: Mapping[str, Any]) -> pathlib.Path:
@@ -45,51 +39,27 @@ def open_run(run_dir: str | os.PathLike[str], description: Mapping[str, Any]) ->
     if path.is_file():
         _compare(path, description)
         return folder
-    if folder.is_dir() and any(entry.name != path.name + ".tmp" for entry in folder.iterdir()):
+    if folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
         raise ValueError(
             f"run_dir must be new, empty, or the folder of a training run; {str(folder)!r} holds other files and no "
             "config.json"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps({"format": FORMAT, **description, "versions": _versions()}, indent=1) + "\n")
+    text = json.dumps({"format": FORMAT, **description, "versions": _store.versions()}, indent=1) + "\n"
+    _store.atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return folder
 
 
 def write_rows(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Make metrics.jsonl hold exactly these rows."""
-    _write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def describe(value: Any) -> Any:
-    """Any configuration as JSON: dataclasses by type and fields, functions by name, arrays as lists."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
-    if isinstance(value, Mapping):
-        return {str(name): describe(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
-    if isinstance(value, float | np.generic | np.ndarray | jax.Array):
-        return np.asarray(value).tolist()
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    _store.atomically(folder / "metrics.jsonl", lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def describe_data(data: Dataset | LazyDataset) -> dict[str, Any]:
     """What a data set is: its name and size, and a fingerprint where it lies in memory."""
     facts = {"name": data.name, "split": data.split, "count": len(data), "shape": list(data.shape)}
-    return facts | ({"digest": digest(data.raw, data.labels)} if isinstance(data, Dataset) else {})
-
-
-def digest(*arrays: Any) -> str:
-    """A short fingerprint of arrays' types, shapes and contents."""
-    code = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        code.update(f"{array.dtype}{array.shape}".encode())
-        code.update(np.ascontiguousarray(array))
-    return code.hexdigest()[:16]
+    return facts | ({"digest": _store.fingerprint([data.raw, data.labels])} if isinstance(data, Dataset) else {})
 
 
 @contextlib.contextmanager
@@ -134,19 +104,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for name, item in value.items():
         flat |= _flat(item, f"{prefix}.{name}" if prefix else name)
     return flat
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout that was never installed
-            found[name] = "unknown"
-    return found
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust import attacks, sets
-from jaxrobust.evaluate import _store, lanes, robustness, run_lanes
+from jaxrobust import _store, attacks, sets
+from jaxrobust.evaluate import lanes, robustness, run_lanes
 from jaxrobust.types import Classifier
 from tests.evaluate.models import ONE_DEVICE, assert_equal_results, classifier, examples, network
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxrobust import __version__, attacks, report, sets
+from jaxrobust._store import versions
 from jaxrobust.evaluate import curves, robustness, save_run, trajectories
-from jaxrobust.evaluate.run_folder import versions
 from tests.evaluate.models import ONE_DEVICE, NanWhere, classifier, examples
 
 ATTACKS = {"linf": attacks.bim(sets.Linf(0.02), steps=5), "l2": attacks.fgsm(sets.L2(0.1))}

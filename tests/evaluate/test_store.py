@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust import attacks, sets
-from jaxrobust.evaluate import _store
+from jaxrobust import _store, attacks, sets
 
 
 def test_arrays_come_back(tmp_path):

@@ -172,7 +172,7 @@ def test_a_damaged_folder_is_refused(tmp_path):
 
 
 def test_a_folder_killed_before_its_first_checkpoint_starts_over(undisturbed, tmp_path):
-    (tmp_path / "config.json.tmp").write_text("{")  # killed while the very first file was written
+    (tmp_path / ".config.json.1.partial").write_text("{")  # killed while the very first file was written
     assert_equal(outcome(run(tmp_path))[0], undisturbed[0])
 
 

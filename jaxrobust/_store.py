@@ -1,12 +1,16 @@
-"""What is written to disk by evaluation: atomic, without pickles, and recognised again by a fingerprint."""
+"""What is written to disk: whole or not at all, without pickles, and recognised again by a fingerprint."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -67,14 +71,14 @@ def restored(array: np.ndarray, like: jax.Array) -> jax.Array:
     return jax.device_put(array.view(like.dtype) if array.dtype.kind == "V" else array, like.sharding)
 
 
-def write_arrays(path: pathlib.Path, **arrays: Any) -> None:
+def write_arrays(path: pathlib.Path, /, **arrays: Any) -> None:
     """An .npz that is either the old one or the new one, never half of it."""
 
     def write(partial: pathlib.Path) -> None:
         with partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
-    _atomically(path, write)
+    atomically(path, write)
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -100,7 +104,7 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """JSON that is either the old one or the new one; NaN and infinity become null, as the standard has it."""
-    _atomically(path, lambda partial: partial.write_text(json.dumps(_finite(value), allow_nan=False)))
+    atomically(path, lambda partial: partial.write_text(json.dumps(_finite(value), allow_nan=False)))
 
 
 def _finite(value: Any) -> Any:
@@ -113,7 +117,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _atomically(path: pathlib.Path, write: Any) -> None:
+def atomically(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+    """What `write` puts into the path it is given becomes the file, or the file stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -121,3 +126,16 @@ def _atomically(path: pathlib.Path, write: Any) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """The versions of what the numbers depend on."""
+    # by its name, since a room that imports the house from above would close a circle
+    own = importlib.import_module("jaxrobust").__version__
+    found = {"python": platform.python_version(), "jaxrobust": own}
+    for name in ("jax", "jaxlib", "flax", "optax", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
