@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
-__all__ = ["REGISTRY", "Attack", "Best", "register"]
+__all__ = ["REGISTRY", "Attack", "Best", "is_better", "register"]
 
 State = Any
 Points = Float[Array, "queries height width channels"]
@@ -41,6 +41,11 @@ class Best:
     backwards: Int[Array, "*batch"]
     non_finite: Bool[Array, "*batch"]
     parameters: Any = None
+
+
+def is_better(success: Array, loss: Array, old_success: Array, old_loss: Array) -> Array:
+    """Whether a point is to be booked in place of the old one: success first, then the higher loss."""
+    return (success & ~old_success) | ((success == old_success) & (loss > old_loss))
 
 
 class Attack(abc.ABC):

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxrobust import _checks
-from jaxrobust.attacks.base import Attack, Best
+from jaxrobust.attacks.base import Attack, Best, is_better
 from jaxrobust.types import AttackResult, Classifier, Code, Criterion, Key
 
 __all__ = ["advance", "begin", "conclude", "example_keys", "last_iterate", "merge", "run", "trajectory"]
@@ -100,7 +100,7 @@ def _ended(best: Best, stop: Stop) -> Array:
 def merge(first: Best, second: Best, *, stop: Stop) -> Best:
     """The better of two runs' bookings (success first, then loss); a second run after the end never happened."""
     happened = ~_ended(first, stop)
-    better = (second.success & ~first.success) | ((second.success == first.success) & (second.loss > first.loss))
+    better = is_better(second.success, second.loss, first.success, first.loss)
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where((happened & better).reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
@@ -117,11 +117,16 @@ def merge(first: Best, second: Best, *, stop: Stop) -> Best:
     )
 
 
+def verdict(success: Any, confirmed: Any, non_finite: Any, forwards: Any, *, where: Any) -> Any:
+    """The `Code` of each example, from what was booked and whether a fresh pass confirms it; NumPy's where or JAX's."""
+    failed = where(success, Code.DISAGREED, where(non_finite, Code.NON_FINITE, Code.RAN))
+    won = where(forwards == 0, Code.ALREADY, Code.RAN)
+    return where(success & confirmed, won, failed).astype(np.int32)
+
+
 def conclude(model: Classifier, goal: Criterion, best: Best) -> AttackResult:
     """The result (N, …) of what was booked: success is claimed only where a fresh forward pass confirms it."""
     confirmed = jax.vmap(lambda goal, logits: goal.met(logits))(goal, model(best.image))
-    failed = jnp.where(best.success, Code.DISAGREED, jnp.where(best.non_finite, Code.NON_FINITE, Code.RAN))
-    won = jnp.where(best.forwards == 0, Code.ALREADY, Code.RAN)
     return AttackResult(
         images=best.image,
         success=best.success & confirmed,
@@ -129,7 +134,7 @@ def conclude(model: Classifier, goal: Criterion, best: Best) -> AttackResult:
         size=best.size,
         forwards=best.forwards + 1,
         backwards=best.backwards,
-        code=jnp.where(best.success & confirmed, won, failed).astype(jnp.int32),
+        code=verdict(best.success, confirmed, best.non_finite, best.forwards, where=jnp.where),
         parameters=best.parameters,
     )
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
-from jaxrobust.attacks.base import Attack, Best, Points, register
+from jaxrobust.attacks.base import Attack, Best, Points, is_better, register
 from jaxrobust.losses import attack_loss
 from jaxrobust.sets import Linf, PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, Targeted, pytree
@@ -124,7 +124,7 @@ class PGD(Attack):
     def tell(self, state: PGDState, logits: Float[Array, "queries classes"], gradients: Array) -> PGDState:
         """Books the iterate if it is better (success first, then loss), then steps and projects."""
         loss, success = self._loss(logits[0], state.aim), state.goal.met(logits[0])
-        better = (success & ~state.success) | ((success == state.success) & (loss > state.best_loss))
+        better = is_better(success, loss, state.success, state.best_loss)
         gradient = self.set.pullback(state.x, state.theta, jnp.where(jnp.isfinite(gradients), gradients, 0)[0, 0])
         velocity = state.velocity
         if self.momentum is not None:

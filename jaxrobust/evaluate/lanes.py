@@ -22,7 +22,7 @@ from tqdm import tqdm
 from jaxrobust import _checks, _store
 from jaxrobust.attacks import Attack, engine
 from jaxrobust.evaluate._programs import Books, met, pad, predict, programs, replicated
-from jaxrobust.types import AttackResult, Classifier, Code, Criterion, Key
+from jaxrobust.types import AttackResult, Classifier, Criterion, Key
 
 __all__ = ["LaneCounts", "LaneResult", "check", "predict", "replicated", "run_lanes"]
 
@@ -314,8 +314,7 @@ class _Run:
         if len(claimed):
             logits[claimed] = predict(self.there.model, best["image"][claimed], batch_size=self.width)
         confirmed = best["success"] & np.asarray(met(self.goal, logits))
-        failed = np.where(best["success"], Code.DISAGREED, np.where(best["non_finite"], Code.NON_FINITE, Code.RAN))
-        won = np.where(best["forwards"] == 0, Code.ALREADY, Code.RAN)
+        booked = (best["success"], confirmed, best["non_finite"], best["forwards"])
         return AttackResult(
             images=best["image"],
             success=confirmed,
@@ -323,7 +322,7 @@ class _Run:
             size=best["size"],
             forwards=best["forwards"] + 1,
             backwards=best["backwards"],
-            code=np.where(confirmed, won, failed).astype(np.int32),
+            code=engine.verdict(*booked, where=np.where),
         )
 
     @functools.cached_property
