@@ -5,12 +5,12 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
+from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, pytree
 
 __all__ = ["REGISTRY", "Attack", "Best", "is_better", "register"]
 
@@ -73,6 +73,11 @@ class Attack(abc.ABC):
     def asks(self) -> int:
         """The largest number of asks of one run, static."""
 
+    @property
+    def gradients(self) -> int:
+        """The largest number of image gradients of one run, static: one a point, and none for the last ask."""
+        return self.queries * (self.asks - 1)
+
     @abc.abstractmethod
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> State:
         """The state before the first ask: draws and arranges only, given the clean image's logits (K,)."""
@@ -105,25 +110,40 @@ class Attack(abc.ABC):
         """The point that would be asked next: what adversarial training trains on."""
         return self.ask(state)[0]
 
+    def bound_to(self, model: Classifier) -> Attack:
+        """The attack when `model` is attacked; see `PerturbationSet.bound_to`. The engines call it."""
+        return cast(Attack, dataclasses.replace(cast(Any, self), set=self.set.bound_to(model)))
+
     def with_radius(self, radius: Number) -> Attack:
         """The same attack on the same set with another radius; traced radii are welcome and never retrace."""
         return cast(Attack, dataclasses.replace(cast(Any, self), set=self.set.with_radius(radius)))
 
 
-# name -> a function from a set to the attack with its defaults; every law of the tests runs over attacks x sets
-REGISTRY: dict[str, Callable[[PerturbationSet], Attack]] = {}
+class Entry(NamedTuple):
+    """A registered attack: how to make it from a set, with its defaults, and the name of a set that suits it."""
+
+    make: Callable[[PerturbationSet], Attack]
+    on: str
+
+    def __call__(self, set: PerturbationSet) -> Attack:
+        return self.make(set)
 
 
-def register(name: str, make: Callable[[PerturbationSet], Attack]) -> None:
+# every law of the tests runs over it
+REGISTRY: dict[str, Entry] = {}
+
+
+def register(name: str, make: Callable[[PerturbationSet], Attack], *, on: str = "linf") -> None:
     """Enter an attack into the table over which laws are tested and tables are made.
 
     Args:
         name: how the attack is called in suites and command lines.
         make: from a set to the attack with its defaults.
+        on: the registered set on which the laws are tested.
 
     Raises:
         ValueError: the name is taken.
     """
     if name in REGISTRY:
         raise ValueError(f"name must be new in the registry of attacks; got {name!r} again")
-    REGISTRY[name] = make
+    REGISTRY[name] = Entry(make, on)

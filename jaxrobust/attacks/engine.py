@@ -224,11 +224,12 @@ def run(
     traced = _checks.is_traced(attack, model, images, goal, key)
     if check and not traced:
         check_values(attack, model, images, goal, classes)
+    attack = attack.bound_to(model)
     images = jnp.clip(jnp.asarray(images), 0, 1)
     goal = jax.tree.map(jnp.asarray, goal)
     keys = example_keys(key, jnp.arange(images.shape[0]) if indices is None else indices)
     stop: Stop = "success" if early_stop else "clean"
-    loops_well = jax.default_backend() != "cpu" or _loops_well(model, images)
+    loops_well = jax.default_backend() != "cpu" or _loops_well(attack, model, images, goal)
     unroll = not loops_well and attack.asks <= UNROLL and attack.restarts == 1
     if traced or loops_well or unroll:
         return _search(attack, model, images, goal, keys, stop=stop, unroll=unroll)
@@ -266,8 +267,9 @@ def last_iterate(attack: Attack, model: Classifier, images: Array, goal: Criteri
         (N, H, W, C), with gradients stopped.
     """
     images, model = lax.stop_gradient((images, model))
+    attack = attack.bound_to(model)
     states = begin(attack, images, goal, keys, model(images), 0)
-    unroll = jax.default_backend() == "cpu" and attack.asks <= UNROLL and not _loops_well(model, images)
+    unroll = jax.default_backend() == "cpu" and attack.asks <= UNROLL and not _loops_well(attack, model, images, goal)
     states = _repeat(attack, model, states, attack.asks - 1, stop="never", unroll=unroll)
     return lax.stop_gradient(jax.vmap(attack.last)(states))
 
@@ -288,7 +290,7 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
     _checks.image_shape(images)
     goal = jax.tree.map(jnp.asarray, _checks.criterion(labels, images))
     keys = example_keys(key, jnp.arange(images.shape[0]))
-    images = jnp.asarray(images)
+    attack, images = attack.bound_to(model), jnp.asarray(images)
     states = _begin(attack, images, goal, keys, _checks.forward(model, images), 0)
     losses = []
     for _ in range(attack.asks):
@@ -301,7 +303,11 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
 def check_values(attack: Attack, model: Classifier, images: Any, goal: Criterion, classes: int) -> None:
     """All that looking at values can tell at the door; see `run`."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(attack):
-        _checks.number(f"attack{jax.tree_util.keystr(path)}", jax.device_get(leaf), low=-jnp.inf)
+        name = f"attack{jax.tree_util.keystr(path)}"
+        if jnp.ndim(leaf) == 0:
+            _checks.number(name, jax.device_get(leaf), low=-jnp.inf)
+        elif not np.isfinite(jax.device_get(leaf)).all():
+            raise ValueError(f"{name} must be finite; got NaN or infinite values")
     _checks.number("radius", jax.device_get(attack.set.radius))
     _checks.image_values(images)
     _checks.label_values(goal, classes)
@@ -315,25 +321,26 @@ def check_attack(attack: Any) -> None:
         raise TypeError(f"attack must be an Attack such as attacks.pgd(sets.Linf(8 / 255)); got {attack!r}")
 
 
-def _loops_well(model: Classifier, images: Array) -> bool:
-    """Whether XLA:CPU would run the model's gradient inside a loop as fast as outside.
+def _loops_well(attack: Attack, model: Classifier, images: Array, goal: Criterion) -> bool:
+    """Whether XLA:CPU would run the attack on the model inside a loop as fast as outside.
 
     It brings convolutions to the form its fast kernels want (NHWC, HWIO) only in the entry computation; in the body
-    of a loop any other form, such as the usual transpose of a convolution, runs 5 to 20 times slower. So the
-    gradient's program is read for its convolutions. `models.layers.Conv` keeps the form.
+    of a loop any other form, such as the usual transpose of a convolution, runs 5 to 20 times slower. So one step's
+    program is read for its convolutions, the set's own among them. `models.layers.Conv` keeps the form.
     """
-    leaves, tree = jax.tree.flatten((model.params, images))
-    return _gradient_loops_well(model.apply, tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+    leaves, tree = jax.tree.flatten((attack, model, images, goal))
+    return _step_loops_well(tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
 
 
 @functools.lru_cache(maxsize=256)
-def _gradient_loops_well(apply: Any, tree: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> bool:
-    def gradient(params: Any, images: Array) -> Any:
-        logits, pull = jax.vjp(functools.partial(apply, params), images)
-        return pull(logits)
+def _step_loops_well(tree: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> bool:
+    def step(attack: Attack, model: Classifier, images: Array, goal: Criterion) -> Any:
+        keys = example_keys(jax.random.key(0), jnp.arange(len(images)))
+        states = begin(attack, images, goal, keys, model(images), 0)
+        return advance(attack, model, states, stop="never")
 
-    params, images = tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    return all(_canonical(equation) for equation in _equations(jax.make_jaxpr(gradient)(params, images).jaxpr))
+    shaped = tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    return all(_canonical(equation) for equation in _equations(jax.make_jaxpr(step)(*shaped).jaxpr))
 
 
 def _equations(jaxpr: Any) -> Any:

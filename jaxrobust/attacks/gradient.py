@@ -21,7 +21,20 @@ __all__ = ["PGD", "bim", "fgsm", "least_likely", "mi_fgsm", "pgd", "r_fgsm", "rs
 Loss = str | Callable[..., Any]
 
 
-@pytree("x", "goal", "aim", "theta", "velocity", "asked", "loss", "best_theta", "best_loss", "success", "non_finite")
+@pytree(
+    "x",
+    "goal",
+    "aim",
+    "theta",
+    "velocity",
+    "asked",
+    "loss",
+    "best_theta",
+    "best_loss",
+    "booked",
+    "success",
+    "non_finite",
+)
 class PGDState:
     """One example's search: where it stands (θ, velocity, asked) and what it has booked (best_*, success)."""
 
@@ -34,6 +47,7 @@ class PGDState:
     loss: Any  # at the point last asked
     best_theta: Any
     best_loss: Any
+    booked: Any  # whether any iterate was; until then the best point is the clean image
     success: Any
     non_finite: Any
 
@@ -109,6 +123,7 @@ class PGD(Attack):
             loss=loss,
             best_theta=identity,
             best_loss=loss,
+            booked=jnp.zeros((), bool),
             success=goal.met(logits),
             non_finite=~jnp.all(jnp.isfinite(logits)),
         )
@@ -144,6 +159,7 @@ class PGD(Attack):
             loss=loss,
             best_theta=jax.tree.map(lambda new, old: jnp.where(better, new, old), state.theta, state.best_theta),
             best_loss=jnp.where(better, loss, state.best_loss),
+            booked=state.booked | better,
             success=state.success | success,
             non_finite=state.non_finite | ~jnp.all(jnp.isfinite(logits)),
         )
@@ -154,11 +170,14 @@ class PGD(Attack):
 
     def best(self, state: PGDState) -> Best:
         """The best iterate, the clean image among them."""
+        image, size = self.set.apply(state.x, state.best_theta), self.set.size(state.x, state.best_theta)
+        if not self.set.contains_clean:
+            image, size = jnp.where(state.booked, image, state.x), jnp.where(state.booked, size, 0)
         return Best(
-            image=self.set.apply(state.x, state.best_theta),
+            image=image,
             success=state.success,
             loss=state.best_loss,
-            size=self.set.size(state.x, state.best_theta),
+            size=size,
             forwards=state.asked,
             backwards=jnp.minimum(state.asked, self.steps),
             non_finite=state.non_finite,

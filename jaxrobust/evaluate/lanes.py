@@ -196,6 +196,7 @@ class _Run:
         stop: engine.Stop,
         everywhere: NamedSharding,
     ) -> None:
+        attack = attack.bound_to(model)
         self.attack, self.model, self.images, self.goal = attack, model, images, goal
         self.key, self.indices, self.logits, self.width, self.stop = key, indices, logits, width, stop
         # on every device once, not again with every call

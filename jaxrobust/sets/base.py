@@ -5,13 +5,13 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxrobust.types import Image, Key, Number
+from jaxrobust.types import Classifier, Image, Key, Number
 
 __all__ = ["REGISTRY", "PerturbationSet", "register"]
 
@@ -23,10 +23,16 @@ class PerturbationSet(abc.ABC):
     """What the adversary may do to one image x (H, W, C): a parametrisation θ ↦ x', bounded by a radius.
 
     Every method is about one image, pure, and safe under `jit` and `vmap`; engines batch it. `init` is the identity,
-    `project` brings θ back into the set, `ascend` is a steepest-ascent step in the set's own geometry.
+    `project` brings θ back into the set, `ascend` is a steepest-ascent step in the set's own geometry. A set that
+    Frank–Wolfe can search also has `maximise(x, gradient) -> θ`, the member of largest <gradient, θ>.
     """
 
     radius: Number
+
+    @property
+    def contains_clean(self) -> bool:
+        """Whether `init` gives the clean image; where it does not (fog, subsampled JPEG), attacks keep x besides."""
+        return True
 
     @abc.abstractmethod
     def init(self, x: Image) -> Parameters:
@@ -56,9 +62,22 @@ class PerturbationSet(abc.ABC):
     def contains(self, x: Image, theta: Parameters) -> Bool[Array, ""]:
         """Whether the image of θ lies in the set, to the tolerance of float32, and in [0, 1]."""
 
+    def distance(self, x: Image, theta: Parameters, other: Parameters) -> Scalar:
+        """How far apart two members are, in the unit of the radius: the size of their difference unless said otherwise."""
+        moved = jax.tree.map(lambda start, a, b: start + (a - b), self.init(x), theta, other)
+        return self.size(x, moved)
+
+    def penalty(self, x: Image, theta: Parameters) -> Scalar:
+        """What penalised attacks subtract from the loss, such as a flow's roughness; nothing by default."""
+        return jnp.zeros((), x.dtype)
+
     def pullback(self, x: Image, theta: Parameters, gradient: Image) -> Parameters:
         """The gradient in θ of a loss whose gradient in the image is `gradient`."""
         return jax.vjp(lambda theta: self.apply(x, theta), theta)[1](gradient)[0]
+
+    def bound_to(self, model: Classifier) -> PerturbationSet:
+        """The set when `model` is attacked: only a set that measures with the attacked network itself changes."""
+        return self
 
     def with_radius(self, radius: Number) -> PerturbationSet:
         """The same set with another radius; traced radii are welcome."""
@@ -74,20 +93,36 @@ def is_placeholder(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer) or jnp.ndim(value) > 0 or not isinstance(value, (int, float, jax.Array))
 
 
-# name -> a function of nothing that makes the set with a typical radius; every law of the tests runs over it
-REGISTRY: dict[str, Callable[[], PerturbationSet]] = {}
+class Entry(NamedTuple):
+    """A registered set: how to make it with a typical radius, and two image shapes (H, W, C) that it takes."""
+
+    example: Callable[[], PerturbationSet]
+    shapes: tuple[tuple[int, int, int], ...]
+
+    def __call__(self) -> PerturbationSet:
+        return self.example()
 
 
-def register(name: str, example: Callable[[], PerturbationSet]) -> None:
+# every law of the tests runs over it
+REGISTRY: dict[str, Entry] = {}
+
+
+def register(
+    name: str,
+    example: Callable[[], PerturbationSet],
+    *,
+    shapes: tuple[tuple[int, int, int], ...] = ((6, 5, 3), (4, 7, 1)),
+) -> None:
     """Enter a set into the table over which laws are tested and tables are made.
 
     Args:
         name: how the set is called in suites and command lines.
         example: makes the set with a typical radius.
+        shapes: small image shapes (H, W, C) that the set takes; the laws are tested on them.
 
     Raises:
         ValueError: the name is taken.
     """
     if name in REGISTRY:
         raise ValueError(f"name must be new in the registry of sets; got {name!r} again")
-    REGISTRY[name] = example
+    REGISTRY[name] = Entry(example, shapes)
