@@ -13,11 +13,22 @@ from jaxrobust.types import Misclassified as Misclassified
 from jaxrobust.types import Targeted as Targeted
 
 if TYPE_CHECKING:
-    from jaxrobust import attacks, data, evaluate, losses, models, report, sets, training
+    from jaxrobust import attacks, data, evaluate, losses, models, perceptual, report, sets, training, transport
 
 __version__ = "0.1.0"
 
-_ROOMS = ("attacks", "data", "evaluate", "losses", "models", "report", "sets", "training")
+_ROOMS = (
+    "attacks",
+    "data",
+    "evaluate",
+    "losses",
+    "models",
+    "perceptual",
+    "report",
+    "sets",
+    "training",
+    "transport",
+)
 
 __all__ = [
     "AttackResult",
@@ -30,9 +41,11 @@ __all__ = [
     "evaluate",
     "losses",
     "models",
+    "perceptual",
     "report",
     "sets",
     "training",
+    "transport",
 ]
 
 

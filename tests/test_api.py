@@ -12,7 +12,10 @@ import pytest
 
 import jaxrobust
 
-ROOMS = ["", "attacks", "data", "evaluate", "losses", "models", "report", "sets", "training"]
+ROOMS = [
+    "",
+    *["attacks", "data", "evaluate", "losses", "models", "perceptual", "report", "sets", "training", "transport"],
+]
 
 
 def exported():

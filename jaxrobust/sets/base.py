@@ -63,7 +63,7 @@ class PerturbationSet(abc.ABC):
         """Whether the image of θ lies in the set, to the tolerance of float32, and in [0, 1]."""
 
     def distance(self, x: Image, theta: Parameters, other: Parameters) -> Scalar:
-        """How far apart two members are, in the unit of the radius: the size of their difference unless said otherwise."""
+        """How far apart two members are, in the unit of the radius: as a rule the size of their difference."""
         moved = jax.tree.map(lambda start, a, b: start + (a - b), self.init(x), theta, other)
         return self.size(x, moved)
 
