@@ -34,7 +34,11 @@ def describe(value: Any) -> Any:
     if isinstance(value, (float, np.floating)):
         return float(value)
     if isinstance(value, (np.ndarray, jax.Array)):
-        return raw(value).tolist()
+        array = raw(value)
+        if array.size > 64:  # a network's weights: a page wants to know which they are, not to print them
+            digest = hashlib.sha256(array.tobytes()).hexdigest()[:16]
+            return f"{array.dtype}{list(array.shape)}, sha256 {digest}"
+        return array.tolist()
     if isinstance(value, pathlib.Path):
         return str(value)
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"

@@ -12,6 +12,8 @@ from jaxrobust.training.objectives import mixed as mixed
 from jaxrobust.training.objectives import standard as standard
 from jaxrobust.training.schedules import SCHEDULES as SCHEDULES
 from jaxrobust.training.schedules import schedule as schedule
+from jaxrobust.training.several import Several as Several
+from jaxrobust.training.several import several as several
 from jaxrobust.training.step import TrainState as TrainState
 from jaxrobust.training.step import train_step as train_step
 from jaxrobust.training.trainer import TrainResult as TrainResult
@@ -24,6 +26,7 @@ __all__ = [
     "Learner",
     "Mixed",
     "Objective",
+    "Several",
     "Standard",
     "TrainConfig",
     "TrainResult",
@@ -32,6 +35,7 @@ __all__ = [
     "fit",
     "mixed",
     "schedule",
+    "several",
     "standard",
     "train_step",
 ]

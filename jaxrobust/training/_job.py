@@ -18,7 +18,7 @@ from jaxrobust.models.adapters import Trainable
 from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
 from jaxrobust.training.config import TrainConfig
-from jaxrobust.training.objectives import Objective
+from jaxrobust.training.objectives import Objective, inner_attacks
 from jaxrobust.training.step import Augment, TrainState
 from jaxrobust.types import Classifier, Key
 
@@ -136,11 +136,11 @@ def prepare(
     else:
         apart = held_out = _held_out.as_dataset("validation_data", validation_data)
     _check_fit(trainable.classifier(params, state), train, held_out)
-    own = getattr(objective, "attack", None)
-    if own is None and config.stop_on_overfitting:
+    own = inner_attacks(objective)
+    if not own and config.stop_on_overfitting:
         raise ValueError(f"stop_on_overfitting needs an objective with an attack; got {objective!r}")
-    if validation_attack is None and own is not None:
-        validation_attack = attacks.pgd(own.set, steps=10)
+    if validation_attack is None and own:
+        validation_attack = attacks.pgd(own[0].set, steps=10)
     if len(train) < config.batch_size and config.drop_last:
         raise ValueError(
             f"batch_size must not exceed the {len(train)} training examples (drop_last leaves out incomplete batches); "

@@ -280,11 +280,22 @@ def mixed(
     return Mixed(attack, weight, smoothing, _checks.choice("craft_bn", craft_bn, ("eval", "batch")))
 
 
-def _craft(objective: Adversarial | Mixed, keys: _Keys, learner: Learner, batch: Any) -> tuple[Images, Aux]:
+def inner_attacks(objective: Any) -> list[attacks.Attack]:
+    """The attacks that an objective holds, in order; none for one that is no pytree."""
+    parts = jax.tree.leaves(objective, is_leaf=lambda part: isinstance(part, attacks.Attack))
+    return [part for part in parts if isinstance(part, attacks.Attack)]
+
+
+def _craft(objective: Any, keys: _Keys, learner: Learner, batch: Any) -> tuple[Images, Aux]:
     """Adversarial images, held constant, and what is to be said about them."""
     model = learner.classifier(objective.craft_bn, keys.craft)
     own = attacks.example_keys(keys.attack, batch.index)
     found = attacks.last_iterate(objective.attack, model, batch.images, Misclassified(batch.labels), own)
+    return _sound(objective, model, learner, batch, found)
+
+
+def _sound(objective: Any, model: Classifier, learner: Learner, batch: Any, found: Images) -> tuple[Images, Aux]:
+    """Adversarial images without their NaNs, held constant, with the metrics of all objectives that craft."""
     broken = jnp.isnan(found)
     images = jax.lax.stop_gradient(jnp.where(broken, batch.images, found))
     delta = (images - batch.images).reshape(images.shape[0], -1)

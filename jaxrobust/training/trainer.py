@@ -22,7 +22,7 @@ from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
 from jaxrobust.training._job import Disk, Job, Loop, Progress, prepare
 from jaxrobust.training.config import TrainConfig
-from jaxrobust.training.objectives import Objective
+from jaxrobust.training.objectives import Objective, inner_attacks
 from jaxrobust.training.step import Augment, TrainState, train_step
 from jaxrobust.types import Classifier, Key
 
@@ -233,7 +233,7 @@ def _end_epoch(job: Job, loop: Loop) -> None:
 def _monitor(job: Job, loop: Loop) -> float:
     """PGD-5 accuracy on the epoch's first training batch."""
     batch = next(iter(job.loader.epoch(loop.progress.epoch)))
-    attack = attacks.pgd(job.objective.attack.set, steps=5, relative_step_size=0.25)
+    attack = attacks.pgd(inner_attacks(job.objective)[0].set, steps=5, relative_step_size=0.25)
     classifier = job.trainable.classifier(*loop.train.evaluated)
     return _held_out.batch_accuracy(classifier, batch, attack, job.validation_key)
 
@@ -241,11 +241,14 @@ def _monitor(job: Job, loop: Loop) -> float:
 def _warmed_up(job: Job, step: int) -> Any:
     """The objective with its radius at this step."""
     length = job.config.radius_warmup * job.steps_per_epoch
-    attack = getattr(job.objective, "attack", None)
-    if step + 1 >= length or attack is None:
+    if step + 1 >= length:
         return job.objective
-    radius = np.float32((step + 1) / length) * attack.set.radius
-    return dataclasses.replace(job.objective, attack=attack.with_radius(radius))
+    share = np.float32((step + 1) / length)
+
+    def smaller(part: Any) -> Any:
+        return part.with_radius(share * part.set.radius) if isinstance(part, attacks.Attack) else part
+
+    return jax.tree.map(smaller, job.objective, is_leaf=lambda part: isinstance(part, attacks.Attack))
 
 
 def _means(progress: Progress) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxrobust import attacks
+from jaxrobust import attacks, sets
 from jaxrobust.models.adapters import Trainable
 from jaxrobust.sets import Linf
-from jaxrobust.training import Learner, adversarial, mixed, standard
+from jaxrobust.training import Learner, adversarial, mixed, several, standard
 from tests.training import tiny
 from tests.training.tiny import Mlp, assert_equal, start, take_steps
 
@@ -45,6 +45,34 @@ def test_mixed_is_the_weighted_sum():
     )(key, subject, batch)
     np.testing.assert_allclose(both, 0.25 * clean + 0.75 * robust, rtol=1e-6)
     assert set(aux.means) == {"adv_acc", "clean_acc", "delta_linf", "delta_l2"}
+
+
+L2 = attacks.pgd(sets.L2(0.5), steps=2, random_start=False)
+
+
+@pytest.mark.parametrize("combine", ["max", "average", "random"])
+def test_several_of_one_attack_is_that_attack(combine):
+    subject, batch, key = learner(Mlp(16, 3, nnx.Rngs(0), norm=True)), make_batch(), jax.random.key(0)
+    one, aux = jax.jit(adversarial(PGD).__call__)(key, subject, batch)
+    same, same_aux = jax.jit(several(PGD, combine=combine).__call__)(key, subject, batch)
+    np.testing.assert_allclose(same, one, rtol=1e-5)
+    assert set(same_aux.means) == set(aux.means)
+    for other, this in zip(jax.tree.leaves(same_aux), jax.tree.leaves(aux), strict=True):
+        np.testing.assert_allclose(other, this, atol=1e-6)
+
+
+def test_several_attacks_are_combined_as_they_say():
+    """Without batch statistics: the maximum and the mean of the single losses, and either one of them."""
+    subject, batch, key = learner(Mlp(16, 3, nnx.Rngs(0))), make_batch(), jax.random.key(0)
+    single = np.stack([jax.jit(adversarial(attack).__call__)(key, subject, batch)[0] for attack in (PGD, L2)])
+    assert not np.allclose(*single)
+    for combine, expected in {"max": single.max(0), "average": single.mean(0)}.items():
+        losses, _ = jax.jit(several(PGD, L2, combine=combine).__call__)(key, subject, batch)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    draw = jax.jit(several(PGD, L2, combine="random").__call__)
+    drawn = [np.asarray(draw(jax.random.key(seed), subject, batch)[0]) for seed in range(8)]
+    places = [[np.allclose(losses, one, rtol=1e-5) for one in single].index(True) for losses in drawn]
+    assert set(places) == {0, 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +178,9 @@ def test_objectives_are_pytrees_of_numbers():
         (lambda: adversarial(PGD, label_smoothing=-0.1), "label_smoothing must be"),
         (lambda: adversarial(PGD, craft_bn="train"), "craft_bn"),
         (lambda: mixed(PGD, weight=float("nan")), "weight must be"),
+        (several, "attacks must hold at least one attack; got none"),
+        (lambda: several(PGD, combine="mean"), "combine"),
+        (lambda: several(PGD, Linf(0.1)), "attack must be an Attack"),
     ],
 )
 def test_bad_input(make, message):
