@@ -237,7 +237,7 @@ def _largest_scale(magnitude: Array, room: Array, radius: Scalar) -> Scalar:
     return scale
 
 
-def _kth_largest(values: Array, k: int) -> Scalar:
+def _kth_largest(values: Array, k: int | Array) -> Scalar:
     """The k-th largest of values ≥ 0, bit by bit: their bits order as integers do.
 
     Counting thirty-odd times costs a fifth of what XLA:CPU takes to select.
