@@ -14,13 +14,21 @@ from jaxrobust.evaluate.run_folder import curves as curves
 from jaxrobust.evaluate.run_folder import is_finished as is_finished
 from jaxrobust.evaluate.run_folder import save_run as save_run
 from jaxrobust.evaluate.run_folder import trajectories as trajectories
+from jaxrobust.evaluate.uar import ATA as ATA
+from jaxrobust.evaluate.uar import UAR as UAR
+from jaxrobust.evaluate.uar import calibrate as calibrate
+from jaxrobust.evaluate.uar import uar as uar
+from jaxrobust.evaluate.uar import uar_table as uar_table
 
 __all__ = [
+    "ATA",
+    "UAR",
     "AttackOutcome",
     "Evaluation",
     "LaneCounts",
     "LaneResult",
     "Proportion",
+    "calibrate",
     "curve",
     "curves",
     "is_finished",
@@ -29,5 +37,7 @@ __all__ = [
     "run_lanes",
     "save_run",
     "trajectories",
+    "uar",
+    "uar_table",
     "unseen_mean",
 ]
