@@ -1,12 +1,16 @@
 """Networks in Flax NNX, their weights in files, and the adapters that make them pure functions."""
 
 from jaxrobust.models.adapters import Trainable, from_linen, from_nnx
+from jaxrobust.models.alexnet import AlexNet
 from jaxrobust.models.layers import Conv
 from jaxrobust.models.mnist import MnistNet, SmallCNN
 from jaxrobust.models.resnet import PreActResNet, ResNet, WideResNet
-from jaxrobust.models.weights import load_npz, save_npz
+from jaxrobust.models.vgg import VGG
+from jaxrobust.models.weights import load_lpips, load_npz, load_torchvision, save_npz
 
 __all__ = [
+    "VGG",
+    "AlexNet",
     "Conv",
     "MnistNet",
     "PreActResNet",
@@ -16,6 +20,8 @@ __all__ = [
     "WideResNet",
     "from_linen",
     "from_nnx",
+    "load_lpips",
     "load_npz",
+    "load_torchvision",
     "save_npz",
 ]
