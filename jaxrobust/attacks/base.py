@@ -78,6 +78,11 @@ class Attack(abc.ABC):
         """The largest number of image gradients of one run, static: one a point, and none for the last ask."""
         return self.queries * (self.asks - 1)
 
+    @property
+    def asks_to_last(self) -> int:
+        """Asks before `last` is known: all but the one that only books, unless it takes that one to choose."""
+        return self.asks - 1
+
     @abc.abstractmethod
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> State:
         """The state before the first ask: draws and arranges only, given the clean image's logits (K,)."""

@@ -269,8 +269,10 @@ def last_iterate(attack: Attack, model: Classifier, images: Array, goal: Criteri
     images, model = lax.stop_gradient((images, model))
     attack = attack.bound_to(model)
     states = begin(attack, images, goal, keys, model(images), 0)
-    unroll = jax.default_backend() == "cpu" and attack.asks <= UNROLL and not _loops_well(attack, model, images, goal)
-    states = _repeat(attack, model, states, attack.asks - 1, stop="never", unroll=unroll)
+    unroll = (
+        jax.default_backend() == "cpu" and attack.asks_to_last < UNROLL and not _loops_well(attack, model, images, goal)
+    )
+    states = _repeat(attack, model, states, attack.asks_to_last, stop="never", unroll=unroll)
     return lax.stop_gradient(jax.vmap(attack.last)(states))
 
 

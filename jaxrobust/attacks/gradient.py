@@ -3,57 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
-from jaxrobust.attacks.base import Attack, Best, Points, is_better, register
-from jaxrobust.losses import attack_loss
+from jaxrobust.attacks.ascent import Ascent, Loss, SearchState, check_run, scaled, step_sizes
+from jaxrobust.attacks.base import register
 from jaxrobust.sets import Linf, PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, Targeted, pytree
 
 __all__ = ["PGD", "bim", "fgsm", "least_likely", "mi_fgsm", "pgd", "r_fgsm", "rs_fgsm"]
 
-Loss = str | Callable[..., Any]
-
-
-@pytree(
-    "x",
-    "goal",
-    "aim",
-    "theta",
-    "velocity",
-    "asked",
-    "loss",
-    "best_theta",
-    "best_loss",
-    "booked",
-    "success",
-    "non_finite",
-)
-class PGDState:
-    """One example's search: where it stands (θ, velocity, asked) and what it has booked (best_*, success)."""
-
-    x: Any
-    goal: Criterion  # what counts as success
-    aim: Criterion  # what the loss is about
-    theta: Any
-    velocity: Any
-    asked: Any
-    loss: Any  # at the point last asked
-    best_theta: Any
-    best_loss: Any
-    booked: Any  # whether any iterate was; until then the best point is the clean image
-    success: Any
-    non_finite: Any
-
 
 @pytree("set", "step_size", "relative_step_size", "start_size", "momentum")
-class PGD(Attack):
+class PGD(Ascent):
     """Projected gradient ascent on any perturbation set: θ ← P(ascend(θ, ∇_θ ℓ, α)); see the functions below.
 
     Args:
@@ -83,129 +48,38 @@ class PGD(Attack):
     aim: Literal["goal", "least_likely"] = "goal"
 
     def __post_init__(self) -> None:
-        if self.set is not None and isinstance(self.set, type):
-            raise TypeError(f"set must be a perturbation set such as Linf(8 / 255); got the class {self.set!r}")
-        _checks.count("steps", self.steps)
-        _checks.count("restarts", self.restarts)
-        _checks.choice("start", self.start, ("clean", "random", "noise"))
+        check_run(self.set, self.steps, self.restarts, self.start, ("clean", "random", "noise"))
         _checks.choice("aim", self.aim, ("goal", "least_likely"))
-        if self.restarts > 1 and self.start == "clean":
-            raise ValueError(f"restarts must be 1 without a random start; got {self.restarts} equal runs")
         for name in ("step_size", "relative_step_size", "start_size", "momentum"):
             object.__setattr__(self, name, _checks.number(name, getattr(self, name)))
 
-    @property
-    def asks(self) -> int:
-        """Every iterate is asked, the start and the last one too."""
-        return self.steps + 1
+    def _first(self, key: Key, x: Image) -> Any:
+        if self.start != "noise":
+            return super()._first(key, x)
+        identity, noise = self.set.init(x), jax.random.normal(key, x.shape, x.dtype)
+        size = scaled(None, self.start_size, self._radius(x))
+        gradient = self.set.pullback(x, identity, noise)
+        return self.set.project(x, self.set.ascend(x, identity, gradient, size))
 
-    def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> PGDState:
-        """The start of one run; the clean image is booked first."""
-        identity = self.set.init(x)
-        if self.start == "random":
-            theta = self.set.sample(key, x)
-        elif self.start == "noise":
-            noise = jax.random.normal(key, x.shape, x.dtype)
-            size = self._scaled(self.start_size, x)
-            gradient = self.set.pullback(x, identity, noise)
-            theta = self.set.project(x, self.set.ascend(x, identity, gradient, size))
-        else:
-            theta = identity
-        aim = goal if self.aim == "goal" else Targeted(jnp.argmin(logits), getattr(goal, "label", None))
-        loss = self._loss(logits, aim)
-        return PGDState(
-            x=x,
-            goal=goal,
-            aim=aim,
-            theta=theta,
-            velocity=None if self.momentum is None else jax.tree.map(jnp.zeros_like, theta),
-            asked=jnp.zeros((), jnp.int32),
-            loss=loss,
-            best_theta=identity,
-            best_loss=loss,
-            booked=jnp.zeros((), bool),
-            success=goal.met(logits),
-            non_finite=~jnp.all(jnp.isfinite(logits)),
-        )
+    def _memory(self, x: Image, theta: Any) -> Any:
+        return None if self.momentum is None else jax.tree.map(jnp.zeros_like, theta)
 
-    def ask(self, state: PGDState) -> Points:
-        """The current iterate."""
-        return self.set.apply(state.x, state.theta)[None]
+    def _aim(self, goal: Criterion, logits: Logits) -> Criterion:
+        return goal if self.aim == "goal" else Targeted(jnp.argmin(logits), getattr(goal, "label", None))
 
-    def cotangents(self, state: PGDState, logits: Float[Array, "queries classes"]) -> Array:
-        """The gradient of the loss at the logits."""
-        return jax.grad(self._loss)(logits[0], state.aim)[None, None]
-
-    def tell(self, state: PGDState, logits: Float[Array, "queries classes"], gradients: Array) -> PGDState:
-        """Books the iterate if it is better (success first, then loss), then steps and projects."""
-        loss, success = self._loss(logits[0], state.aim), state.goal.met(logits[0])
-        better = is_better(success, loss, state.success, state.best_loss)
-        gradient = self.set.pullback(state.x, state.theta, jnp.where(jnp.isfinite(gradients), gradients, 0)[0, 0])
-        velocity = state.velocity
+    def _move(self, state: SearchState, gradient: Any) -> tuple[Any, Any]:
+        x, velocity = state.x, state.memory
         if self.momentum is not None:
             total = sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(gradient))
             share = 1 / jnp.where(total > 0, total, 1)
-            decay = jnp.asarray(self.momentum).astype(state.x.dtype)
+            decay = jnp.asarray(self.momentum).astype(x.dtype)
             velocity = gradient = jax.tree.map(lambda v, g: decay * v + share * g, velocity, gradient)
-        size = self._step_size(state.x)
-        theta = self.set.project(state.x, self.set.ascend(state.x, state.theta, gradient, size))
-        return PGDState(
-            x=state.x,
-            goal=state.goal,
-            aim=state.aim,
-            theta=theta,
-            velocity=velocity,
-            asked=state.asked + 1,
-            loss=loss,
-            best_theta=jax.tree.map(lambda new, old: jnp.where(better, new, old), state.theta, state.best_theta),
-            best_loss=jnp.where(better, loss, state.best_loss),
-            booked=state.booked | better,
-            success=state.success | success,
-            non_finite=state.non_finite | ~jnp.all(jnp.isfinite(logits)),
-        )
+        size = scaled(self.step_size, self.relative_step_size, self._radius(x))
+        return self.set.project(x, self.set.ascend(x, state.theta, gradient, size)), velocity
 
-    def done(self, state: PGDState) -> Bool[Array, ""]:
-        """Whether the last iterate has been asked."""
-        return state.asked > self.steps
-
-    def best(self, state: PGDState) -> Best:
-        """The best iterate, the clean image among them."""
-        image, size = self.set.apply(state.x, state.best_theta), self.set.size(state.x, state.best_theta)
-        if not self.set.contains_clean:
-            image, size = jnp.where(state.booked, image, state.x), jnp.where(state.booked, size, 0)
-        return Best(
-            image=image,
-            success=state.success,
-            loss=state.best_loss,
-            size=size,
-            forwards=state.asked,
-            backwards=jnp.minimum(state.asked, self.steps),
-            non_finite=state.non_finite,
-            parameters=state.best_theta,
-        )
-
-    def loss_of(self, state: PGDState) -> Float[Array, ""]:
-        """The loss at the iterate last asked."""
-        return state.loss
-
-    def _loss(self, logits: Logits, aim: Criterion) -> Float[Array, ""]:
-        loss = attack_loss(self.loss, logits, aim)
-        return jnp.where(jnp.isnan(loss), -jnp.inf, loss)
-
-    def _scaled(self, fraction: Number, x: Image) -> Float[Array, ""]:
-        return jnp.asarray(fraction).astype(x.dtype) * jnp.asarray(self.set.radius).astype(x.dtype)
-
-    def _step_size(self, x: Image) -> Float[Array, ""]:
-        if self.step_size is not None:
-            return jnp.asarray(self.step_size).astype(x.dtype)
-        return self._scaled(self.relative_step_size, x)
-
-    def __str__(self) -> str:
-        start = "" if self.start == "clean" else f", {self.start} start"
-        runs = "" if self.restarts == 1 else f", {self.restarts} restarts"
-        loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", "custom loss")
-        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
-        return f"gradient ascent in {self.set}, {steps}{start}{runs}, {loss.replace('_', '-')}"
+    @property
+    def _method(self) -> str:
+        return "gradient ascent"
 
 
 def pgd(
@@ -248,12 +122,7 @@ def pgd(
     Reference:
         Madry et al., 2018, arXiv:1706.06083. The original returns the last iterate; this keeps the best one.
     """
-    if step_size is not None and relative_step_size is not None:
-        raise ValueError(
-            f"step_size and relative_step_size exclude each other; got {step_size} and {relative_step_size}"
-        )
-    if step_size is None and relative_step_size is None:
-        relative_step_size = 2.5 / _checks.count("steps", steps)
+    step_size, relative_step_size = step_sizes(step_size, relative_step_size, 2.5 / _checks.count("steps", steps))
     return PGD(
         set,
         steps=steps,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxrobust import _checks
 from jaxrobust.sets._bounded import BoundedParameters, Smooth
 from jaxrobust.sets._interpolation import clamp, pixels, warp
-from jaxrobust.sets.base import register
+from jaxrobust.sets.base import is_placeholder, register
 from jaxrobust.types import Image, Number, pytree
 
 __all__ = ["Elastic", "Flow", "RotationTranslation"]
@@ -179,6 +179,13 @@ class RotationTranslation(_Warping):
         for name in ("rotation", "translation"):
             object.__setattr__(self, name, _checks.number(name, getattr(self, name)))
         _checks.choice("outside", self.outside, ("zero", "reflect"))
+
+    def __str__(self) -> str:
+        limits = (self.rotation, self.translation)
+        if any(is_placeholder(limit) for limit in limits):
+            return super().__str__()
+        rotation, translation = (format(float(limit), "g") for limit in limits)
+        return super().__str__().replace("(", f" of {rotation}°, {translation} px (", 1)
 
     def grid(self, x: Image, points: tuple[int, ...] = (31, 5, 5)) -> Float[Array, "points 3"]:
         """The points of a grid search, evenly spaced with both ends and the identity.

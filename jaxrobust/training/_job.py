@@ -140,7 +140,8 @@ def prepare(
     if not own and config.stop_on_overfitting:
         raise ValueError(f"stop_on_overfitting needs an objective with an attack; got {objective!r}")
     if validation_attack is None and own:
-        validation_attack = attacks.pgd(own[0].set, steps=10)
+        each = [attacks.pgd(attack.set, steps=10) for attack in own]
+        validation_attack = each[0] if len(each) == 1 else attacks.worst_of(*each)
     if len(train) < config.batch_size and config.drop_last:
         raise ValueError(
             f"batch_size must not exceed the {len(train)} training examples (drop_last leaves out incomplete batches); "

@@ -90,7 +90,7 @@ def fit(
         validation_data: held-out data like `train_data`; None holds out a share `config.validation` of that. Never the
             test set: the best epoch is chosen by it.
         validation_attack: what robust accuracy is measured with; None takes PGD-10 on the set of the objective's
-            attack, or no attack where the objective has none.
+            attack (of several attacks the worst), or no attack where the objective has none.
         augment: `(key, images, index) -> images`, pure, on a batch, before the attack; see `jaxrobust.data.augment`.
         run_dir: where to log and checkpoint, or None for neither.
         progress: whether to show a progress bar.

@@ -1,0 +1,266 @@
+"""Several attacks as one: they run one after another on an example, and the worst point of all is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jaxrobust import _checks
+from jaxrobust.attacks.ascent import Loss, never_nan
+from jaxrobust.attacks.base import Attack, Best, Points, is_better, register
+from jaxrobust.attacks.gradient import pgd
+from jaxrobust.losses import attack_loss
+from jaxrobust.sets import PerturbationSet
+from jaxrobust.sets.one_of import OneOf
+from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, pytree
+
+__all__ = ["WorstOf", "worst_of"]
+
+
+@pytree("x", "goal", "states", "turn", "best", "loss")
+class WorstOfState:
+    """One example's search: the states of all attacks, whose turn it is, and the worst point of all so far."""
+
+    x: Any
+    goal: Criterion
+    states: tuple[Any, ...]
+    turn: Any
+    best: Best
+    loss: Any  # at the first point last asked
+
+
+@pytree("attacks", "radius")
+class WorstOf(Attack):
+    """Attacks that take turns on an example; see `worst_of`.
+
+    Args:
+        attacks: the attacks, of equal `restarts`.
+        radius: None where all attacks search one set, whose radius then is the attack's; else what all their radii are
+            multiplied by.
+        loss: what ranks points among those that meet the criterion, and among those that do not.
+    """
+
+    attacks: tuple[Attack, ...]
+    radius: Number | None = None
+    loss: Loss = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
+
+    @property
+    def set(self) -> PerturbationSet:  # type: ignore[override]
+        """The common set, or one of several."""
+        sets = tuple(attack.set for attack in self.attacks)
+        return sets[0] if self.radius is None else OneOf(sets, self.radius)
+
+    @property
+    def restarts(self) -> int:  # type: ignore[override]
+        """Runs of every attack: the r-th of each comes in the r-th of the whole."""
+        return self.attacks[0].restarts
+
+    @property
+    def queries(self) -> int:
+        """As many as the attack that asks most points at once."""
+        return max(attack.queries for attack in self.attacks)
+
+    @property
+    def asks(self) -> int:
+        """Those of all attacks."""
+        return sum(attack.asks for attack in self.attacks)
+
+    @property
+    def asks_to_last(self) -> int:
+        """All of them: training wants the worst point of all."""
+        return self.asks
+
+    @property
+    def gradients(self) -> int:
+        """Those of all attacks."""
+        return sum(attack.gradients for attack in self.attacks)
+
+    def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> WorstOfState:
+        """All attacks begin, with one key; the clean image is booked."""
+        states = tuple(attack.init(key, x, goal, logits) for attack in self._members)
+        loss = self._loss(logits, goal)
+        zero = jnp.zeros((), jnp.int32)
+        best = Best(
+            image=jnp.clip(x, 0, 1),
+            success=goal.met(logits),
+            loss=loss,
+            size=jnp.zeros((), x.dtype),
+            forwards=zero,
+            backwards=zero,
+            non_finite=~jnp.all(jnp.isfinite(logits)),
+            parameters=self.set.init(x),
+        )
+        return WorstOfState(x, goal, states, zero, best, loss)
+
+    def ask(self, state: WorstOfState) -> Points:
+        """The points of the attack whose turn it is, its last one repeated up to the common number."""
+
+        def points(i: int) -> Any:
+            asked = self._members[i].ask(state.states[i])
+            places = jnp.minimum(jnp.arange(self.queries), asked.shape[0] - 1)
+            return asked[places]
+
+        return self._of_turn(state, points)
+
+    def cotangents(self, state: WorstOfState, logits: Float[Array, "queries classes"]) -> Array:
+        """Those of the attack whose turn it is, zeros besides."""
+
+        def directions(i: int) -> Any:
+            attack = self._members[i]
+            return attack.cotangents(state.states[i], logits[: attack.queries])
+
+        shapes = [jax.eval_shape(functools.partial(directions, i)).shape for i in range(len(self.attacks))]
+        most = max(shape[1] for shape in shapes)
+
+        def padded(i: int) -> Any:
+            missing = (self.queries - shapes[i][0], most - shapes[i][1], 0)
+            return jnp.pad(directions(i), [(0, number) for number in missing])
+
+        return self._of_turn(state, padded)
+
+    def tell(self, state: WorstOfState, logits: Float[Array, "queries classes"], gradients: Array) -> WorstOfState:
+        """Tells the attack whose turn it is; what it newly books is ranked among all."""
+        states, best, turn = self._of_turn(state, lambda i: self._told(i, state, logits, gradients))
+        loss = self._loss(logits[0], state.goal)
+        return WorstOfState(state.x, state.goal, states, turn, best, loss)
+
+    def done(self, state: WorstOfState) -> Bool[Array, ""]:
+        """Whether the last attack is done."""
+        return state.turn >= len(self.attacks)
+
+    def best(self, state: WorstOfState) -> Best:
+        """The worst point for the model that any attack has booked."""
+        books = [attack.best(inner) for attack, inner in zip(self._members, state.states, strict=True)]
+        return dataclasses.replace(
+            state.best,
+            forwards=jnp.sum(jnp.stack([book.forwards for book in books])),
+            backwards=jnp.sum(jnp.stack([book.backwards for book in books])),
+            non_finite=jnp.any(jnp.stack([book.non_finite for book in books])),
+        )
+
+    def loss_of(self, state: WorstOfState) -> Float[Array, ""]:
+        """The ranking loss at the first of the points last asked."""
+        return state.loss
+
+    def last(self, state: WorstOfState) -> Image:
+        """The worst point of all, for training."""
+        return state.best.image
+
+    def bound_to(self, model: Classifier) -> WorstOf:
+        """Every attack bound to the model."""
+        return dataclasses.replace(self, attacks=tuple(attack.bound_to(model) for attack in self.attacks))
+
+    def with_radius(self, radius: Number) -> WorstOf:
+        """The same attacks with another radius of their one set, or with all radii multiplied by another number."""
+        if self.radius is not None:
+            return dataclasses.replace(self, radius=radius)
+        return dataclasses.replace(self, attacks=tuple(attack.with_radius(radius) for attack in self.attacks))
+
+    @property
+    def _members(self) -> tuple[Attack, ...]:
+        if self.radius is None:
+            return self.attacks
+        return tuple(attack.with_radius(attack.set.radius * self.radius) for attack in self.attacks)
+
+    def _of_turn(self, state: WorstOfState, compute: Callable[[int], Any]) -> Any:
+        """What `compute` gives for the attack whose turn it is; under vmap that costs what all of them cost."""
+        return lax.switch(state.turn, [functools.partial(compute, i) for i in range(len(self.attacks))])
+
+    def _told(self, i: int, state: WorstOfState, logits: Array, gradients: Array) -> tuple[Any, Best, Array]:
+        attack, old = self._members[i], state.states[i]
+        logits, gradients = logits[: attack.queries], gradients[: attack.queries]
+        new = attack.tell(old, logits, gradients)
+        before, after = attack.best(old), attack.best(new)
+        # what it newly books is among the points it asked, so the logits are here
+        apart = jnp.max(jnp.abs(attack.ask(old) - after.image[None]), (1, 2, 3))
+        loss = self._loss(logits[jnp.argmin(apart)], state.goal)
+        changed = (after.success != before.success) | (after.loss != before.loss)
+        better = changed & is_better(after.success, loss, state.best.success, state.best.loss)
+        found = dataclasses.replace(self._in_common(i, state.x, after), loss=loss)
+        kept = {
+            name: jax.tree.map(functools.partial(jnp.where, better), getattr(found, name), getattr(state.best, name))
+            for name in ("image", "success", "loss", "size", "parameters")
+        }
+        states = (*state.states[:i], new, *state.states[i + 1 :])
+        turn = state.turn + attack.done(new).astype(state.turn.dtype)
+        return states, dataclasses.replace(state.best, **kept), turn
+
+    def _in_common(self, i: int, x: Image, book: Best) -> Best:
+        """What attack i has booked, in the terms of the common set."""
+        if self.radius is None:
+            return book
+        parameters = self.set.choice(x, i, book.parameters)  # type: ignore[attr-defined]
+        return dataclasses.replace(book, size=self.set.size(x, parameters), parameters=parameters)
+
+    def _loss(self, logits: Logits, goal: Criterion) -> Float[Array, ""]:
+        return never_nan(attack_loss(self.loss, logits, goal))
+
+    def __str__(self) -> str:
+        return f"worst of [{'; '.join(map(str, self.attacks))}]"
+
+
+def worst_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
+    """Run several attacks on every example and keep the worst point of all: misclassified first, then highest loss.
+
+    One loss ranks the points of all attacks, whatever each of them ascends. The attacks may search different sets;
+    the result then is a member of one of them, its size is a fraction of that one's radius, and `with_radius(r)`
+    multiplies all radii by r. On one common set everything is in its own terms, and `with_radius(r)` sets its radius.
+
+    Args:
+        *attacks: at least one, all with the same number of restarts. All have the same key, so what they find is what
+            each would find alone.
+        loss: "cross_entropy", "margin", "dlr" or a function of (logits (K,), criterion).
+
+    Returns:
+        The attack, which costs what the attacks cost one after another; but on every ask each set's own computations
+        are done for all of them, since examples may be at different attacks.
+
+    Raises:
+        TypeError: something that is no attack.
+        ValueError: no attacks, or different numbers of restarts.
+
+    Example:
+        >>> str(worst_of(pgd(jr.sets.Linf(0.1), steps=5), pgd(jr.sets.L2(1), steps=5)).set)
+        'one of Linf(0.1), L2(1), scale (1)'
+
+    Reference:
+        Tramèr and Boneh, 2019, arXiv:1904.13000 (the "max" adversary); Maini et al., 2020, arXiv:1909.04068.
+    """
+    if not attacks:
+        raise ValueError("attacks must hold at least one attack; got none")
+    for attack in attacks:
+        if not isinstance(attack, Attack):
+            raise TypeError(f"attacks must be attacks such as pgd(Linf(8 / 255)); got {attack!r}")
+    restarts = [attack.restarts for attack in attacks]
+    if len(set(restarts)) > 1:
+        raise ValueError(f"attacks must have equal restarts; got {restarts}")
+    return WorstOf(attacks, None if all(_same(attack.set, attacks[0].set) for attack in attacks) else 1.0, loss)
+
+
+def _same(first: PerturbationSet, second: PerturbationSet) -> bool:
+    """Whether two sets are one: the same object, or of equal structure and numbers that can be looked at."""
+    if first is second:
+        return True
+    structures: list[Any] = [jax.tree.structure(one) for one in (first, second)]
+    if structures[0] != structures[1] or _checks.is_traced(first, second):
+        return False
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def _example(set: PerturbationSet) -> WorstOf:
+    return worst_of(pgd(set), pgd(set, loss="margin"))
+
+
+register("worst_of", _example)
