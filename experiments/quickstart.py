@@ -14,6 +14,7 @@ A run that was killed goes on where it was when the same command is given again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import sys
 import time
@@ -29,17 +30,22 @@ from jaxrobust import attacks, sets, training
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Standard and adversarially trained networks on digits, under l∞, l2 and l1 attacks and their union.
+    """Standard and adversarially trained networks on digits, under eight attacks of all kinds and their union.
 
     Args:
         run_dir: the run folder: checkpoints, results.json, pictures and report.html.
         linf: l∞ radius, in pixel units of [0, 1].
         l2: l2 radius.
         l1: l1 radius.
+        flow: radius of StAdv's flow, in half widths of the image.
+        wasserstein: Wasserstein radius (p=1, 5x5 windows): mean pixels that the ink moves.
+        rotation: largest rotation, in degrees.
+        translation: largest translation, in pixels.
+        perceptual: radius of the perceptual ball; the attacked network's own activations measure.
         epochs: training epochs of each network.
         train_steps: PGD steps of adversarial training.
-        steps: PGD steps of the evaluation.
-        restarts: PGD runs of the evaluation, each from its own random start.
+        steps: steps of the evaluation's attacks; PPGD takes half as many, LPA five rounds of a quarter.
+        restarts: lp PGD runs of the evaluation, each from its own random start.
         examples: test images to evaluate; all by default.
         seed: seed of all randomness.
         progress: whether to show progress bars.
@@ -49,6 +55,11 @@ class Config:
     linf: float = 0.15
     l2: float = 0.8
     l1: float = 3.0
+    flow: float = 0.05
+    wasserstein: float = 0.1
+    rotation: float = 15.0
+    translation: float = 0.5
+    perceptual: float = 0.5
     epochs: int = 15
     train_steps: int = 10
     steps: int = 40
@@ -57,17 +68,26 @@ class Config:
     seed: int = 0
     progress: bool = True
 
-    def perturbation_sets(self) -> dict[str, sets.PerturbationSet]:
+    def columns(self) -> dict[str, attacks.Attack]:
         """The columns of the table: a line each."""
+        ascent = functools.partial(attacks.pgd, steps=self.steps, restarts=self.restarts)
+        transport = sets.Wasserstein(self.wasserstein)
+        rigid = sets.RotationTranslation(rotation=self.rotation, translation=self.translation)
+        perceptual = sets.Perceptual(self.perceptual)
         return {
-            "linf": sets.Linf(self.linf),
-            "l2": sets.L2(self.l2),
-            "l1": sets.L1(self.l1),
+            "linf": ascent(sets.Linf(self.linf)),
+            "l2": ascent(sets.L2(self.l2)),
+            "l1": ascent(sets.L1(self.l1)),
+            "StAdv": attacks.stadv(sets.Flow(self.flow), steps=self.steps),
+            "Wasserstein": attacks.frank_wolfe(transport, steps=self.steps),
+            "rotation": attacks.grid_search(rigid),
+            "PPGD": attacks.ppgd(perceptual, steps=self.steps // 2),
+            "LPA": attacks.lpa(perceptual, steps=self.steps // 4),
         }
 
     def objectives(self) -> dict[str, tuple[training.Objective, tuple[str, ...]]]:
         """The rows of the table, each with the columns that it is trained on: a line each."""
-        crafted = {n: attacks.pgd(s, steps=self.train_steps) for n, s in self.perturbation_sets().items()}
+        crafted = {n: attacks.pgd(self.columns()[n].set, steps=self.train_steps) for n in ("linf", "l2")}
         return {
             "standard": (training.standard(), ()),
             "AT linf": (training.adversarial(crafted["linf"]), ("linf",)),
@@ -85,10 +105,7 @@ def main(config: Config) -> pathlib.Path:
     key = jax.random.key(config.seed)
     train, test = jr.data.load("digits", "train"), jr.data.load("digits", "test")
     x, y = test.images[: config.examples], test.labels[: config.examples]
-    columns = {
-        name: attacks.pgd(set, steps=config.steps, restarts=config.restarts)
-        for name, set in config.perturbation_sets().items()
-    }
+    columns = config.columns()
 
     recipe = training.TrainConfig(
         epochs=config.epochs, batch_size=64, schedule="cosine", learning_rate=3e-3, radius_warmup=3.0
@@ -122,8 +139,8 @@ def main(config: Config) -> pathlib.Path:
         print(evaluations[-1], flush=True)
 
     curve_key = jax.random.fold_in(key, 2)
-    radii = {name: [float(set.radius) * f for f in FRACTIONS] for name, set in config.perturbation_sets().items()}
-    one_run = {name: attacks.pgd(set, steps=config.steps) for name, set in config.perturbation_sets().items()}
+    radii = {name: [float(attack.set.radius) * f for f in FRACTIONS] for name, attack in columns.items()}
+    one_run = {name: dataclasses.replace(a, restarts=1) if a.restarts > 1 else a for name, a in columns.items()}
     page = jr.evaluate.save_run(
         config.run_dir,
         evaluations,
@@ -131,16 +148,19 @@ def main(config: Config) -> pathlib.Path:
         models=models,
         data={"name": "digits", "split": "test"},
         config=settings,
-        curves=jr.evaluate.curves(models, (x, y), one_run, radii, key=curve_key, progress=config.progress),
-        trajectories=jr.evaluate.trajectories(models, (x[:128], y[:128]), one_run, key=curve_key),
+        curves=jr.evaluate.curves(
+            models, (x[:CURVES], y[:CURVES]), one_run, radii, key=curve_key, progress=config.progress
+        ),
+        trajectories=jr.evaluate.trajectories(models, (x[:CURVES], y[:CURVES]), one_run, key=curve_key),
         seconds=time.perf_counter() - began,
     )
     print(table(evaluations))
     return page
 
 
-# radii of the robustness curves, as fractions of the radius of the table
-FRACTIONS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+# radii of the robustness curves, as fractions of the radius of the table, and the examples they are taken of
+FRACTIONS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+CURVES = 128
 
 
 def table(evaluations: list[Any]) -> str:

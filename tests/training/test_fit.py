@@ -12,8 +12,9 @@ from flax import nnx
 
 import jaxrobust.training.trainer as trainer
 from jaxrobust import attacks, data
-from jaxrobust.sets import Linf
-from jaxrobust.training import TrainConfig, adversarial, fit, mixed, standard
+from jaxrobust.models import SmallCNN
+from jaxrobust.sets import L2, Linf, Perceptual
+from jaxrobust.training import TrainConfig, adversarial, fit, mixed, several, standard
 from tests.training.tiny import Mlp, assert_equal, without_times
 
 CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=0.01, validation=0.25)
@@ -139,6 +140,28 @@ def test_radius_warms_up(pairs):
     rows = run(network(), pairs, objective=objective, config=config).history
     # five steps an epoch: radii 0.01, 0.02 ... 0.1, and 0.1 from then on; FGSM goes to the edge of the ball
     np.testing.assert_allclose([row["delta_linf"] for row in rows], [0.03, 0.08, 0.1], rtol=1e-3)
+
+
+def test_several_attacks_warm_up_and_are_validated_by_their_worst(pairs):
+    objective = several(FGSM, attacks.fgsm(L2(0.3)))
+    config = dataclasses.replace(CONFIG, epochs=2, radius_warmup=2.0)
+    result = run(network(), pairs, objective=objective, config=config, validation_attack=None)
+    first, last = result.history
+    assert first["delta_linf"] < last["delta_linf"]
+    assert last["val_adv_acc"] <= last["val_clean_acc"]
+
+
+@pytest.mark.slow
+def test_perceptual_training_measures_with_the_network_in_training():
+    """PAT, self-bounded: Fast-LPA on the ball of whatever the network's activations are at each step."""
+    rng = np.random.default_rng(0)
+    pairs = rng.uniform(0, 1, (16, 8, 8, 1)).astype(np.float32), rng.integers(0, 2, 16).astype(np.int32)
+    attack = attacks.fast_lpa(Perceptual(0.5), steps=2)
+    config = dataclasses.replace(CONFIG, epochs=1, batch_size=4)
+    subject = SmallCNN(width=2, hidden=8, classes=2, rngs=nnx.Rngs(0))
+    (row,) = run(subject, pairs, objective=adversarial(attack), config=config).history
+    assert 0 < row["delta_l2"] < 8
+    assert row["nan_delta"] == 0
 
 
 def test_moving_average_is_what_is_returned(pairs):
