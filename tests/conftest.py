@@ -9,6 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+# asserts in modules that hold tests but are not named so are to be explained too
+pytest.register_assert_rewrite("tests.sets.laws")
+
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -23,7 +23,7 @@ def test_quickstart_from_end_to_end(tmp_path):
     assert "union" in first.stdout
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [model["name"] for model in results["models"]] == ["standard", "AT linf", "AT l2"]
-    assert list(results["attacks"]) == ["linf", "l2", "l1"]
+    assert list(results["attacks"]) == ["linf", "l2", "l1", "StAdv", "Wasserstein", "rotation", "PPGD", "LPA"]
     for model in results["models"]:
         assert model["union"]["accuracy"] <= min(a["accuracy"] for a in model["attacks"].values())
     assert "AT linf" in (tmp_path / "run" / "report.html").read_text()

@@ -1,0 +1,11 @@
+"""The laws of `laws.py` over the other half of the registered sets."""
+
+import pytest
+
+from jaxrobust import sets
+from tests.sets.laws import *  # noqa: F403
+
+
+@pytest.fixture(params=sorted(sets.REGISTRY)[1::2])
+def name(request):
+    return request.param
