@@ -248,7 +248,7 @@ def _kth_largest(values: Array, k: int | Array) -> Scalar:
 
     def set_bit(i: Array, found: Array) -> Array:
         candidate = found | (jnp.ones((), integer) << (highest - i).astype(integer))
-        return jnp.where(jnp.sum((bits >= candidate).astype(jnp.int32)) >= k, candidate, found)
+        return jnp.where(jnp.sum(bits >= candidate, dtype=jnp.result_type(k)) >= k, candidate, found)
 
     found = lax.fori_loop(0, highest + 1, set_bit, jnp.zeros((), integer))
     return lax.bitcast_convert_type(found, values.dtype)

@@ -7,6 +7,10 @@ first so that sums over it run along contiguous images.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -55,7 +59,7 @@ def costs(kernel: int, p: int) -> np.ndarray:
     return (np.linalg.norm(offsets(kernel), axis=1) ** p).astype(np.float32)
 
 
-def allowed(shape: tuple[int, int, int], kernel: int) -> Bool[np.ndarray, "offsets height width 1"]:
+def allowed(shape: tuple[int, ...], kernel: int) -> Bool[np.ndarray, "offsets height width 1"]:
     """Which moves stay inside an image.
 
     Args:
@@ -96,10 +100,10 @@ def windows(image: Image, kernel: int) -> Plan:
         (k², H, W, C). It is the transpose of `columns`: <windows(g), Π> = <g, columns(Π)> for plans that stay inside.
     """
     reach = kernel // 2
-    height, width, _ = image.shape
     padded = jnp.pad(image, ((reach, reach), (reach, reach), (0, 0)))
-    views = [padded[reach + r : reach + r + height, reach + c : reach + c + width] for r, c in offsets(kernel).tolist()]
-    return jnp.stack(views)
+    starts = jnp.pad(jnp.asarray(offsets(kernel) + reach), ((0, 0), (0, 1)))
+    # one gather: XLA:CPU takes several times as long to run or to compile a stack of slices
+    return jax.vmap(lambda start: lax.dynamic_slice(padded, start, image.shape))(starts)
 
 
 def columns(plan: Plan) -> Image:
@@ -111,9 +115,34 @@ def columns(plan: Plan) -> Image:
     Returns:
         (H, W, C).
     """
-    kernel = round(plan.shape[0] ** 0.5)
+    plan = lax.optimization_barrier(plan)  # or XLA computes its entries again for every offset
+    kernel = kernel_of(plan)
     arriving = jnp.zeros(plan.shape[1:], plan.dtype)
     for mass, (r, c) in zip(plan, offsets(kernel).tolist(), strict=True):
         # negative padding crops: the image moves by (r, c) and what leaves it is dropped
         arriving += lax.pad(mass, jnp.zeros((), plan.dtype), [(r, -r, 0), (c, -c, 0), (0, 0, 0)])
     return arriving
+
+
+def kernel_of(plan: Plan) -> int:
+    """The side k of a plan's window."""
+    return round(plan.shape[0] ** 0.5)
+
+
+def window_sums(terms: Sequence[Callable[[Any, int], Image]], kernel: int, arrays: Any) -> list[Image]:
+    """Σ_j term(arrays, j) over the window's offsets, for each term.
+
+    For XLA:CPU the sums are written out (it takes 25 times as long to reduce a leading axis), and barriers keep it
+    from sharing what the terms have in common in 2 k² arrays, from computing `arrays` again in each sum and, inside a
+    loop, from copying the slices of what does not change in front of it.
+    """
+    sums: list[Any] = []
+    for term in terms:
+        arrays, sums = lax.optimization_barrier((arrays, sums))
+        sums.append(sum(term(arrays, j) for j in range(kernel**2)))
+    return cast(list[Image], lax.optimization_barrier(sums))
+
+
+def grand_total(image: Image) -> Float[Array, ""]:
+    """Σ of all entries, as a dot product: XLA:CPU computes what a reduction depends on in the reduction's own loop."""
+    return jnp.vdot(jnp.ones(image.size, image.dtype), image.reshape(-1), precision=lax.Precision.HIGHEST)

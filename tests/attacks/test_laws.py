@@ -13,19 +13,24 @@ from jaxrobust.types import Classifier, Code, Misclassified, Targeted
 from tests import tiny
 
 # PGD on every set, and every attack on a set that suits it
-CASES = [pytest.param("pgd", name, id=f"pgd-{name}") for name in sorted(sets.REGISTRY)]
-CASES += [
-    pytest.param(name, entry.on, id=f"{name}-{entry.on}")
-    for name, entry in sorted(attacks.REGISTRY.items())
-    if name != "pgd"
-]
-# laws that compile programs of their own: by default PGD on one set only
-FEW = [
-    pytest.param(
-        *case.values, id=case.id, marks=[pytest.mark.slow] if case.id[:4] == "pgd-" and case.id != "pgd-linf" else []
-    )
-    for case in CASES
-]
+PAIRS = [("pgd", name) for name in sorted(sets.REGISTRY)]
+PAIRS += [(name, entry.on) for name, entry in sorted(attacks.REGISTRY.items()) if name != "pgd"]
+# by default PGD on few sets, and for laws that compile programs of their own few attacks
+SETS = {"linf", "l2", "l1", "flow", "perceptual", "sequence", "wasserstein"}
+ATTACKS = {"pgd-linf", "adam-linf", "fgsm-linf", "frank_wolfe-linf", "lpa-l2", "worst_of-linf"}
+
+
+def cases(default):
+    """All pairs, those that the default run leaves out marked."""
+    found = []
+    for attack, name in PAIRS:
+        marks = [] if default(attack, name) else [pytest.mark.slow]
+        found.append(pytest.param(attack, name, id=f"{attack}-{name}", marks=marks))
+    return found
+
+
+CASES = cases(lambda attack, name: attack != "pgd" or name in SETS)
+FEW = cases(lambda attack, name: f"{attack}-{name}" in ATTACKS)
 KEY = jax.random.key(7)
 
 

@@ -22,6 +22,24 @@ KINDS = {
 IMAGES = [pytest.param((kind, 0), id=kind) for kind in sorted(KINDS)]
 IMAGES += [pytest.param((kind, -1), id=f"{kind}-other", marks=pytest.mark.slow) for kind in ("random", "black")]
 
+# sets that take long to compile, or whose family is in the default run already
+SLOW = {
+    "gabor",
+    "jpeg_l1",
+    "jpeg_l2",
+    "l0_coordinate",
+    "masked",
+    "one_of",
+    "recolor_official",
+    "wasserstein_ott",
+    "wasserstein_sinkhorn",
+}
+
+
+def share(first):
+    """Every second registered set, from this place on."""
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in sorted(sets.REGISTRY)[first::2]]
+
 
 @pytest.fixture
 def perturbation_set(name):

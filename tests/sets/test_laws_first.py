@@ -2,10 +2,10 @@
 
 import pytest
 
-from jaxrobust import sets
 from tests.sets.laws import *  # noqa: F403
+from tests.sets.laws import share
 
 
-@pytest.fixture(params=sorted(sets.REGISTRY)[0::2])
+@pytest.fixture(params=share(0))
 def name(request):
     return request.param

@@ -1,0 +1,180 @@
+"""The local Wasserstein ball, measured by linear programs rather than by its own plans."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxrobust as jr
+from jaxrobust.sets import Wasserstein
+from jaxrobust.transport import identity, offsets, windows
+from tests.references import transport as reference
+from tests.tiny import images_and_labels, linear_classifier
+
+NUMBER = {tuple(offset): j for j, offset in enumerate(offsets(3).tolist())}
+
+
+SHAPE = (5, 4, 2)  # that tests share, since a program takes seconds to compile
+
+
+@jax.jit
+def project(ball, x, theta):
+    return ball.project(x, theta)
+
+
+@jax.jit
+def maximise(ball, x, gradient):
+    return ball.maximise(x, gradient)
+
+
+def trials(ball, x, key):
+    """Members by every way there is: projected from near and far, best in two directions, between them."""
+    noise = [windows(jax.random.normal(k, x.shape), ball.kernel) for k in jax.random.split(key)]
+    near, far = (ball.ascend(x, ball.init(x), noise[0], jnp.float32(share * ball.radius)) for share in (0.1, 100))
+    best = [maximise(ball, x, n) for n in noise]
+    return [project(ball, x, near), project(ball, x, far), *best, (best[0] + best[1]) / 2]
+
+
+def moved(x, source, offset, mass, plan=None):
+    """A plan, by default the identity, that moves some more mass of one pixel."""
+    plan = identity(x, 3) if plan is None else plan
+    return plan.at[4, *source, 0].add(-mass).at[NUMBER[offset], *source, 0].add(mass)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("full", [0.0, 0.4])
+def test_images_lie_in_the_ball_by_linear_programming(p, full):
+    for seed, radius in enumerate([0.02, 0.1, 0.5]):
+        rng = np.random.default_rng(seed)
+        x = jnp.asarray(np.where(rng.random(SHAPE) < full, 1, rng.random(SHAPE)), jnp.float32)
+        ball = Wasserstein(radius, p=p, kernel=3)
+        for theta in trials(ball, x, jax.random.key(seed)):
+            assert ball.contains(x, theta)
+            image = ball.apply(x, theta)
+            np.testing.assert_allclose(image.sum((0, 1)), x.sum((0, 1)), rtol=1e-5)
+            true = reference.distance(x, image, p, 3)
+            assert true <= radius * (1 + 1e-4) + 1e-6
+            assert true <= ball.size(x, theta) * (1 + 1e-4) + 1e-6
+            assert reference.distance(x, image, p) <= true * (1 + 1e-4) + 1e-6
+
+
+def test_best_member_spends_the_radius():
+    x = jnp.asarray(np.random.default_rng(0).random(SHAPE) / 2, jnp.float32)
+    ball = Wasserstein(0.05, kernel=3)
+    best = maximise(ball, x, windows(jax.random.normal(jax.random.key(0), x.shape), 3))
+    np.testing.assert_allclose(reference.distance(x, ball.apply(x, best), 1, 3), 0.05, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("offset", "p", "cost"), [((0, 1), 1, 1), ((0, 1), 2, 1), ((1, 1), 1, 2**0.5), ((1, 1), 2, 2), ((-1, 0), 2, 1)]
+)
+def test_size_of_a_move(offset, p, cost):
+    x = jnp.full((3, 4, 1), 0.5)
+    ball = Wasserstein(0.1, p=p, kernel=3)
+    theta = moved(x, (1, 1), offset, 0.3)
+    np.testing.assert_allclose(ball.size(x, theta), cost * 0.3 / 6, rtol=1e-6)
+    np.testing.assert_allclose(reference.distance(x, ball.apply(x, theta), p, 3), cost * 0.3 / 6, rtol=1e-5)
+
+
+def test_contains_measures_every_limit():
+    x = jnp.full((3, 4, 1), 0.5)
+    ball = Wasserstein(0.1, kernel=3)  # 0.6 of mass by one pixel
+    assert ball.contains(x, moved(x, (1, 1), (0, 1), 0.5))
+    assert ball.contains(x, moved(x, (1, 1), (0, 1), 0.1))
+    assert not ball.contains(x, moved(x, (0, 0), (0, 1), 0.4, moved(x, (2, 2), (0, -1), 0.4)))  # too far
+    assert not ball.contains(x, moved(x, (0, 0), (-1, 0), 0.1))  # out of the image
+    assert not ball.contains(x, moved(x, (1, 1), (0, 1), -0.1))  # negative
+    assert not ball.contains(x, moved(x, (1, 1), (0, 1), 0.55))  # more than there is
+    assert not ball.contains(x, identity(x, 3).at[4, 0, 0, 0].add(0.01))  # out of nothing
+    bright = jnp.full((3, 4, 1), 0.9)
+    assert not ball.contains(bright, moved(bright, (1, 1), (0, 1), 0.2))  # above 1
+
+
+def test_black_and_full_images_cannot_change():
+    ball = Wasserstein(0.5, kernel=3)
+    for x in (jnp.zeros(SHAPE), jnp.ones(SHAPE)):
+        for theta in trials(ball, x, jax.random.key(0)):
+            assert ball.contains(x, theta)
+            np.testing.assert_allclose(ball.apply(x, theta), x, atol=2e-6)
+
+
+def test_channels_keep_their_mass_but_share_the_budget():
+    x = jnp.zeros(SHAPE).at[..., 0].set(0.5)
+    ball = Wasserstein(0.2, kernel=3)
+    for theta in trials(ball, x, jax.random.key(1)):
+        image = ball.apply(x, theta)
+        assert float(image[..., 1].max()) == 0
+        np.testing.assert_allclose(image[..., 0].sum(), 10, rtol=1e-5)
+
+
+def test_steps_are_measured_against_a_full_pixel():
+    """The steepest move gains stride · size/radius; gradients at pixels without mass do not count."""
+    x = jnp.full((3, 4, 1), 0.5).at[0, 0].set(0)
+    gradient = jnp.ones((9, 3, 4, 1)).at[0, 0, 0].set(1e6).at[3, 1, 1].set(-4)
+    for radius in (0.01, 0.1):
+        ball = Wasserstein(radius, kernel=3, stride=2.0)
+        step = ball.ascend(x, ball.init(x), gradient, jnp.float32(radius / 4)) - ball.init(x)
+        np.testing.assert_allclose(step[3, 1, 1, 0], -0.5, rtol=1e-6)
+        np.testing.assert_allclose(step[2, 1, 1, 0], 0.125, rtol=1e-6)
+
+
+def test_distance_counts_what_is_moved_differently():
+    x = jnp.full((3, 4, 1), 0.5)
+    ball = Wasserstein(0.1, kernel=3)
+    right, down = moved(x, (1, 1), (0, 1), 0.3), moved(x, (1, 1), (1, 0), 0.2)
+    np.testing.assert_allclose(ball.distance(x, right, down), 0.5 / 6, rtol=1e-6)
+    assert reference.distance(ball.apply(x, right), ball.apply(x, down), 1) <= 0.5 / 6
+
+
+@pytest.mark.slow
+def test_attacks_lower_the_margin_of_a_linear_model(rng):
+    """Where the loss is linear in the image, PGD, Frank–Wolfe and one full step find nearly the same point."""
+    model = linear_classifier(rng, shape=(6, 5, 2))
+    images, labels = images_and_labels(model, count=4)
+    labels[-1] = int(np.asarray(model(images))[-1].argmax())
+    ball = Wasserstein(0.05, kernel=3)
+    losses = []
+    for attack in (
+        jr.attacks.pgd(ball, steps=20, loss="margin", random_start=False),
+        jr.attacks.fgsm(ball, loss="margin"),
+        jr.attacks.frank_wolfe(ball, steps=20, loss="margin"),
+    ):
+        result = jr.attacks.run(attack, model, jnp.asarray(images), jnp.asarray(labels), key=jax.random.key(0))
+        assert jax.vmap(ball.contains)(jnp.asarray(images), result.parameters).all()
+        losses.append(np.asarray(result.loss))
+    clean = np.sort(np.asarray(model(images)), 1)
+    assert (losses[0] > (clean[:, -2] - clean[:, -1])).all()
+    np.testing.assert_allclose(losses[0], losses[1], atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"p": 3}, ValueError, r"p must be one of \[1, 2\]; got 3"),
+        ({"kernel": 4}, ValueError, "kernel must be odd; got 4"),
+        ({"rounds": -1}, ValueError, "rounds must be >= 0; got -1"),
+        ({"rounds": True}, TypeError, "rounds must be an integer; got True"),
+        ({"sharpness": float("inf")}, ValueError, "sharpness must be finite and >= 0; got inf"),
+        ({"stride": -1.0}, ValueError, "stride must be finite and >= 0; got -1.0"),
+    ],
+)
+def test_bad_settings_are_refused(settings, error, message):
+    with pytest.raises(error, match=message):
+        Wasserstein(0.1, **settings)
+
+
+@pytest.mark.realdata
+def test_attacks_on_mnist_conserve_mass_and_fool():
+    """40 digits, p = 1, 5 × 5, radius 0.2: measured, both attacks leave the undefended network 5 to 10 % of them."""
+    from flax import nnx
+
+    network = jr.models.load_npz("tests/data_files/mnist_vanilla.npz", jr.models.MnistNet(rngs=nnx.Rngs(0)))
+    model = jr.Classifier.from_nnx(network)
+    images, labels = (jnp.asarray(a) for a in jr.data.load("mnist", split="test[:40]"))
+    ball = Wasserstein(0.2)
+    for attack in (jr.attacks.pgd(ball, steps=40, random_start=False), jr.attacks.frank_wolfe(ball, steps=40)):
+        result = jr.attacks.run(attack, model, images, labels, key=jax.random.key(0))
+        assert jax.vmap(ball.contains)(images, result.parameters).all()
+        np.testing.assert_allclose(result.images.sum((1, 2, 3)), images.sum((1, 2, 3)), rtol=1e-5)
+        assert float(result.size.max()) <= 0.2 * (1 + 1e-4)
+        assert 1 - float(result.success.mean()) <= 0.2
