@@ -41,8 +41,8 @@ def project(plan: Plan, x: Image, budget: Scalar, *, p: int = 1, capacity: bool 
         budget: ≥ 0, in units of mass · distance^p: radius · Σ x.
         p: the power of the distance, 1 or 2.
         capacity: whether no pixel may receive more than 1.
-        rounds: how many rounds the prices of room get at most, ≥ 0 (static). After a gradient step of 0.5, 15 leave
-            1e-4 of the way to the optimum or less; after one of 20, 60 leave about as much.
+        rounds: how many rounds the prices of room get at most, ≥ 0 (static). After a gradient step of 0.5 on small
+            images, 15 leave 1e-4 of the way to the optimum at most, and 60 5e-7.
 
     Returns:
         (k², H, W, C), feasible up to rounding.

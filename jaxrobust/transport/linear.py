@@ -55,7 +55,7 @@ def maximise(
 
     Example:
         >>> x, H = jnp.full((1, 2, 1), 0.5), windows(jnp.array([[[0.0], [1.0]]]), 3)
-        >>> columns(maximise(H, x, jnp.asarray(0.2))).ravel().round(3).tolist()
+        >>> np.asarray(columns(maximise(H, x, jnp.asarray(0.2))).ravel(), float).round(3).tolist()
         [0.3, 0.7]
 
     Reference:
