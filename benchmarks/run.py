@@ -18,7 +18,16 @@ from typing import Any
 import jax
 import tyro
 
-from benchmarks import lanes_early_stop, mnist_at, mnist_vanilla, pgd_overhead, retraces, set_costs, wasserstein
+from benchmarks import (
+    lanes_early_stop,
+    mnist_at,
+    mnist_vanilla,
+    pgd_overhead,
+    projection_quality,
+    retraces,
+    set_costs,
+    wasserstein,
+)
 from benchmarks.harness import REGISTRY, ROOT, Settings
 from benchmarks.tables import table
 from jaxrobust import _checks
@@ -27,7 +36,16 @@ from jaxrobust._store import versions
 __all__ = ["command", "main"]
 
 # Imported for what they register, in this order.
-MODULES = (retraces, pgd_overhead, set_costs, lanes_early_stop, mnist_vanilla, mnist_at, wasserstein)
+MODULES = (
+    retraces,
+    pgd_overhead,
+    set_costs,
+    lanes_early_stop,
+    mnist_vanilla,
+    mnist_at,
+    projection_quality,
+    wasserstein,
+)
 
 
 def main(settings: Settings) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""Train three networks on real data, attack each in three ways, and write one page about it.
+"""Train three networks on real data, attack each in eight ways, and write one page about it.
 
     python -m experiments.quickstart
 
-Data: scikit-learn's digits, which ship with it. Hardware: two CPU cores, a minute and a half.
+Data: scikit-learn's digits, which ship with it. Hardware: two CPU cores, about five minutes of their time.
 Expected, in %, on JAX 0.10.2 (another version rounds otherwise):
-              clean  linf    l2    l1  union  unseen mean
-    standard   98.3  12.5  10.3   4.7    4.5          9.2
-     AT linf   94.4  59.3  42.1   9.7    9.7         25.9
-       AT l2   90.3  54.6  49.0  19.8   19.5         37.2
+              clean  linf    l2    l1  StAdv  Wasserstein  rotation  PPGD   LPA  union  unseen mean
+    standard   98.3  12.5  10.3   4.7   33.7         14.2      17.3  39.8  36.8    2.5         21.2
+     AT linf   94.4  59.3  42.1   9.7   62.1         29.8      29.8  55.7  54.3    6.4         40.5
+       AT l2   90.3  54.6  49.0  19.8   59.6         44.6      29.2  54.3  53.5   12.5         45.1
 A run that was killed goes on where it was when the same command is given again.
 """
 
@@ -159,8 +159,8 @@ def main(config: Config) -> pathlib.Path:
 
 
 # radii of the robustness curves, as fractions of the radius of the table, and the examples they are taken of
-FRACTIONS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-CURVES = 128
+FRACTIONS = (0.25, 0.5, 1.0, 1.5)
+CURVES = 64
 
 
 def table(evaluations: list[Any]) -> str:
