@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -30,9 +31,9 @@ class SparseSet(AdditiveBall):
     """
 
     @property
+    @abc.abstractmethod
     def _block(self) -> int:
         """Side of the square blocks that are the groups; 0 where every coordinate is its own."""
-        raise NotImplementedError
 
     def _bounds(self, x: Image) -> tuple[Image, Image]:
         return -x, 1 - x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import math
 
@@ -30,9 +31,9 @@ class _Warping(BoundedParameters):
         """z_p = x(p + d_p), bilinear; averages of pixels stay in [0, 1]."""
         return warp(clamp(x), self.displacement(x, theta), self.outside)
 
+    @abc.abstractmethod
     def displacement(self, x: Image, theta: Array) -> FlowField:
         """Where each pixel is taken from: (H, W, 2) in pixels, down and right of its own place."""
-        raise NotImplementedError
 
 
 @pytree("radius", "weight")
