@@ -158,8 +158,8 @@ def main(config: Config) -> pathlib.Path:
     return page
 
 
-# radii of the robustness curves, as fractions of the radius of the table, and the examples they are taken of: as many as there are lanes, so
-# that the programs of the table serve again
+# radii of the robustness curves, as fractions of the radius of the table, and the examples they are taken of: as
+# many as there are lanes, so that the programs of the table serve again
 FRACTIONS = (0.25, 0.5, 1.0, 1.5)
 CURVES = 128
 
