@@ -34,7 +34,9 @@ def lanes_early_stop(settings: Settings) -> Iterator[Figure]:
 
     pairs = settings.repeats(7)
     turns = -(-needed // width)
-    alone = functools.partial(_steps, attack, model, images[:width], labels[:width], key, turns)
+    keys = jr.attacks.example_keys(key, np.arange(width))
+    goal = jr.Misclassified(labels[:width])
+    alone = functools.partial(_steps, attack, model, images[:width], goal, keys, turns)
     timing = against(alone, {"": lambda: lanes().result.images}, pairs=pairs)[""]
     yield Figure.of("wall time over that of the needed steps alone", timing.ratio, target=1.5)
     yield Figure.of("wall time", timing.measured, "s")
@@ -52,23 +54,8 @@ def lanes_early_stop(settings: Settings) -> Iterator[Figure]:
     yield Figure("accuracy", 100 * (1 - found.result.success.mean()), "%")
 
 
-@functools.partial(jax.jit, donate_argnames="states")
-def _step(attack: Any, model: Any, states: Any) -> Any:
-    return jr.attacks.engine.advance(attack, model, states, stop="success")
-
-
-@jax.jit
-def _states(attack: Any, model: Any, images: Any, labels: Any, key: Any) -> Any:
-    keys = jr.attacks.example_keys(key, np.arange(len(images)))
-    return jr.attacks.engine.begin(attack, images, jr.Misclassified(labels), keys, model(images), 0)
-
-
-def _steps(attack: Any, model: Any, images: Any, labels: Any, key: Any, times: int) -> Any:
-    """So many steps of one batch; a step costs the same whether its examples are done or not."""
-    states = _states(attack, model, images, labels, key)
-    for _ in range(times):
-        states = _step(attack, model, states)
-    return states
+def _steps(attack: Any, model: Any, images: Any, goal: Any, keys: Any, times: int) -> Any:
+    return work.steps(attack, model, work.begin(attack, model, images, goal, keys), times, stop="success")
 
 
 @jax.jit

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from flax import nnx
@@ -31,24 +30,8 @@ def set_costs(settings: Settings) -> Iterator[Figure]:
     reference = work.gradients(model, images, labels, times=STEPS)
     for name, perturbation_set in sets.items():
         attack = jr.attacks.pgd(perturbation_set, steps=40).bound_to(model)
-        start = _begin(attack, model, images, labels, keys)
-        runs = {name: functools.partial(_steps, attack, model, start)}
+        start = work.begin(attack, model, images, jr.Misclassified(labels), keys)
+        runs = {name: functools.partial(work.steps, attack, model, start, STEPS)}
         for timing in against(reference, runs, pairs=settings.repeats(3)).values():
             yield Figure.of(f"a step in {perturbation_set} ({name}) over an input gradient", timing.ratio)
             yield Figure(f"{name}: compilation", timing.compile, "s")
-
-
-@jax.jit
-def _begin(attack: Any, model: Any, images: Any, labels: Any, keys: Any) -> Any:
-    return jr.attacks.engine.begin(attack, images, jr.Misclassified(labels), keys, model(images), 0)
-
-
-@jax.jit
-def _step(attack: Any, model: Any, states: Any) -> Any:
-    return jr.attacks.engine.advance(attack, model, states, stop="never")
-
-
-def _steps(attack: Any, model: Any, states: Any) -> Any:
-    for _ in range(STEPS):
-        states = _step(attack, model, states)
-    return states

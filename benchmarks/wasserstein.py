@@ -135,25 +135,9 @@ def _times(settings: Settings, images: Any, labels: Any) -> Iterator[Figure]:
     keys = jr.attacks.example_keys(jax.random.key(settings.seed), range(count))
     runs = {}
     for what, (attack, _) in attacks(settings).items():
-        begun = _begin(attack.with_radius(0.3), model, batch, goal, keys)
-        runs[what] = functools.partial(_steps, attack.with_radius(0.3), model, begun)
+        begun = work.begin(attack.with_radius(0.3), model, batch, goal, keys)
+        runs[what] = functools.partial(work.steps, attack.with_radius(0.3), model, begun, STEPS)
     reference = work.gradients(model, batch, goal.label, times=STEPS)
     for what, timing in against(reference, runs, pairs=settings.repeats(3)).items():
         title = what.split(",")[0]
         yield Figure.of(f"{title}: time of an image-step at 0.3", 1e3 * timing.measured / (STEPS * count), "ms")
-
-
-@jax.jit
-def _begin(attack: Any, model: Any, images: Any, goal: Any, keys: Any) -> Any:
-    return jr.attacks.engine.begin(attack, images, goal, keys, model(images), 0)
-
-
-@jax.jit
-def _step(attack: Any, model: Any, states: Any) -> Any:
-    return jr.attacks.engine.advance(attack, model, states, stop="never")
-
-
-def _steps(attack: Any, model: Any, states: Any) -> Any:
-    for _ in range(STEPS):
-        states = _step(attack, model, states)
-    return states

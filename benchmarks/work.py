@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import jaxrobust as jr
 from benchmarks.harness import Settings
 
 __all__ = [
+    "begin",
     "eagerly",
     "forward",
     "gradients",
@@ -23,6 +25,7 @@ __all__ = [
     "input_gradient",
     "mnist_net",
     "network",
+    "steps",
     "undefended",
     "unlike",
 ]
@@ -82,6 +85,24 @@ def gradients(model: jr.Classifier, images: jax.Array, labels: jax.Array, *, tim
         return found
 
     return work
+
+
+@jax.jit
+def begin(attack: Any, model: jr.Classifier, images: Any, goal: Any, keys: Any) -> Any:
+    """The states of a batch before the first step."""
+    return jr.attacks.engine.begin(attack, images, goal, keys, model(images), 0)
+
+
+def steps(attack: Any, model: jr.Classifier, states: Any, times: int, *, stop: str = "never") -> Any:
+    """So many steps of a batch; a step costs the same whether its examples are done or not."""
+    for _ in range(times):
+        states = _step(attack, model, states, stop)
+    return states
+
+
+@functools.partial(jax.jit, static_argnames="stop")
+def _step(attack: Any, model: jr.Classifier, states: Any, stop: Any) -> Any:
+    return jr.attacks.engine.advance(attack, model, states, stop=stop)
 
 
 @jax.jit

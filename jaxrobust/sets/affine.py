@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -10,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
+from jaxrobust.sets._parts import Composite, checked, scaled, share
 from jaxrobust.sets.base import PerturbationSet, register
-from jaxrobust.sets.combine import Sequence, checked, scaled, share
+from jaxrobust.sets.combine import Sequence
 from jaxrobust.sets.lp import L1, AdditiveBall, Linf
-from jaxrobust.types import Classifier, Image, Key, Number, pytree
+from jaxrobust.types import Image, Key, Number, pytree
 
 __all__ = ["Affine", "simplex_weights", "weighted_sum"]
 
@@ -22,7 +22,7 @@ Parameters = tuple[Array, tuple[Any, ...]]
 
 
 @pytree("parts", "radius")
-class Affine(PerturbationSet):
+class Affine(Composite):
     """The union over weights w on the simplex of {x + Σ δ_i : δ_i in part i at the radius w_i ε_i}.
 
     θ = (w, (θ_1, …, θ_m)): `sample` draws the weights, ascent keeps them. For given weights it is `weighted_sum`.
@@ -44,18 +44,11 @@ class Affine(PerturbationSet):
     parts: tuple[PerturbationSet, ...]
     radius: Number = 1.0
 
+    joined = " and "
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "parts", in_order(self.parts))
-        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
-
-    @property
-    def contains_clean(self) -> bool:
-        """Whether every part does."""
-        return all(part.contains_clean for part in self.parts)
-
-    def bound_to(self, model: Classifier) -> Affine:
-        """Every part when `model` is attacked."""
-        return dataclasses.replace(self, parts=tuple(part.bound_to(model) for part in self.parts))
 
     def at(self, weights: Array) -> Sequence:
         """The set for these weights (m,)."""
@@ -119,7 +112,7 @@ class Affine(PerturbationSet):
         return jnp.zeros_like(theta[0]), self.at(theta[0]).pullback(x, theta[1], gradient)
 
     def __str__(self) -> str:
-        return f"affine {' and '.join(map(str, self.parts))}, scale {super().__str__().removeprefix('Affine')}"
+        return f"affine {super().__str__()}"
 
 
 def weighted_sum(parts: tuple[PerturbationSet, ...], weights: Any) -> Sequence:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
+from jaxrobust.sets._parts import Composite, radius_of, scaled, share
 from jaxrobust.sets.base import PerturbationSet, register
 from jaxrobust.sets.lp import L1, L2, AdditiveBall, Linf
-from jaxrobust.types import Classifier, Image, Key, Number, pytree
+from jaxrobust.types import Image, Key, Number, pytree
 
 __all__ = ["Sequence", "Union", "convex_hull_l2_radius", "scaled", "sequence"]
 
@@ -23,7 +23,7 @@ Parameters = tuple[Any, ...]
 
 
 @pytree("parts", "radius")
-class Sequence(PerturbationSet):
+class Sequence(Composite):
     """Sets one after the other: every part perturbs the image that the parts before it made; θ is a tuple.
 
     Args:
@@ -44,18 +44,7 @@ class Sequence(PerturbationSet):
     parts: tuple[PerturbationSet, ...]
     radius: Number = 1.0
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", checked(self.parts, PerturbationSet, "perturbation sets"))
-        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
-
-    @property
-    def contains_clean(self) -> bool:
-        """Whether every part does."""
-        return all(part.contains_clean for part in self.parts)
-
-    def bound_to(self, model: Classifier) -> Sequence:
-        """Every part when `model` is attacked."""
-        return dataclasses.replace(self, parts=tuple(part.bound_to(model) for part in self.parts))
+    joined = " then "
 
     def init(self, x: Image) -> Parameters:
         """Every part's identity."""
@@ -139,10 +128,6 @@ class Sequence(PerturbationSet):
             yield part, x, own
             x = part.apply(x, own)
 
-    def scaled_parts(self) -> list[PerturbationSet]:
-        """The parts with their radii multiplied by this set's."""
-        return [scaled(part, self.radius) for part in self.parts]
-
     def _chain(self, x: Image, choose: Any) -> Parameters:
         """The parameters that `choose(i, part, image)` gives along the chain."""
         chosen = []
@@ -150,9 +135,6 @@ class Sequence(PerturbationSet):
             chosen.append(choose(i, part, x))
             x = part.apply(x, chosen[-1])
         return tuple(chosen)
-
-    def __str__(self) -> str:
-        return f"{' then '.join(map(str, self.parts))}, scale {super().__str__().removeprefix(type(self).__name__)}"
 
 
 def sequence(*sets: PerturbationSet) -> Sequence:
@@ -182,7 +164,7 @@ def sequence(*sets: PerturbationSet) -> Sequence:
 
 
 @pytree("parts", "radius")
-class Union(AdditiveBall):
+class Union(Composite, AdditiveBall):
     """The union of additive sets: θ is a perturbation δ that lies in at least one part.
 
     Args:
@@ -201,13 +183,7 @@ class Union(AdditiveBall):
     parts: tuple[Any, ...]
     radius: Number = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "parts", checked(self.parts, AdditiveBall, "additive sets"))
-
-    def bound_to(self, model: Classifier) -> Union:
-        """Every part when `model` is attacked."""
-        return dataclasses.replace(self, parts=tuple(part.bound_to(model) for part in self.parts))
+    kind, meaning, joined = AdditiveBall, "additive sets", " or "
 
     def sample(self, key: Key, x: Image) -> Image:
         """A sample of one of the parts, each as likely."""
@@ -260,41 +236,6 @@ class Union(AdditiveBall):
         """Whether any part contains δ."""
         return jnp.any(jnp.stack([part.contains(x, theta) for part in self.scaled_parts()]))
 
-    def scaled_parts(self) -> list[Any]:
-        """The parts with their radii multiplied by this set's."""
-        return [scaled(part, self.radius) for part in self.parts]
-
-    def __str__(self) -> str:
-        return f"{' or '.join(map(str, self.parts))}, scale {super().__str__().removeprefix(type(self).__name__)}"
-
-
-def scaled(set: PerturbationSet, weight: Number) -> PerturbationSet:
-    """The set with its radius multiplied by a weight, as the affine adversary shares a budget out.
-
-    Args:
-        set: any set.
-        weight: a factor ≥ 0, traced if you like.
-
-    Returns:
-        The set with radius weight · radius.
-
-    Raises:
-        TypeError: a weight that is no number.
-        ValueError: a weight that is negative or not finite.
-
-    Example:
-        >>> str(scaled(Linf(0.4), 0.25))
-        'Linf(0.1)'
-
-    Reference:
-        Tramèr and Boneh, 2019, arXiv:1904.13000.
-    """
-    weight, radius = _checks.number("weight", weight), set.radius
-    if isinstance(weight, jax.Array) or isinstance(radius, jax.Array):
-        radius = jnp.asarray(radius)
-        weight = jnp.asarray(weight).astype(radius.dtype)
-    return set.with_radius(weight * radius)
-
 
 def convex_hull_l2_radius(l1: float, linf: float, *, dimension: int | None = None) -> float:
     """The radius of the largest l2 ball inside of conv(B₁(ε₁) ∪ B_∞(ε_∞)): what robustness to both gives for free.
@@ -328,32 +269,6 @@ def convex_hull_l2_radius(l1: float, linf: float, *, dimension: int | None = Non
         return linf
     fraction = math.fmod(l1 / linf, 1)
     return l1 / math.sqrt(l1 / linf - fraction + fraction**2)
-
-
-def checked(parts: Any, kind: type, meaning: str) -> Any:
-    """A tuple of at least one set; placeholders by which JAX rebuilds a pytree pass."""
-    if isinstance(parts, (PerturbationSet, type, str)):
-        raise TypeError(f"parts must be a tuple of {meaning}; got {parts!r}")
-    if not isinstance(parts, (tuple, list)):
-        return parts
-    if not parts:
-        raise ValueError("parts must hold at least one set; got none")
-    for part in parts:
-        if isinstance(part, (PerturbationSet, type, str)) and not isinstance(part, kind):
-            found = part if isinstance(part, (type, str)) else type(part).__name__
-            raise TypeError(f"parts must be {meaning}; got {found!r}")
-    return tuple(parts)
-
-
-def radius_of(part: PerturbationSet, x: Image) -> Scalar:
-    """The part's own radius as a number like the image's."""
-    return jnp.asarray(part.radius).astype(x.dtype)
-
-
-def share(size: Scalar, part: PerturbationSet) -> Scalar:
-    """A size as a fraction of the part's own radius; infinite where that is 0 and something moved."""
-    radius = jnp.asarray(part.radius).astype(size.dtype)
-    return jnp.where(radius > 0, size / jnp.where(radius > 0, radius, 1), jnp.where(size > 0, jnp.inf, 0))
 
 
 register("sequence", lambda: sequence(Linf(0.05), L2(0.5)))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxrobust import _checks
+from jaxrobust.sets._parts import Composite, radius_of, share
 from jaxrobust.sets.base import PerturbationSet, register
-from jaxrobust.sets.combine import checked, radius_of, scaled, share
 from jaxrobust.sets.lp import L1, L2, Linf
-from jaxrobust.types import Classifier, Image, Key, Number, pytree
+from jaxrobust.types import Image, Key, Number, pytree
 
 __all__ = ["OneOf"]
 
@@ -22,7 +20,7 @@ Choice = tuple[Scalar, tuple[Any, ...]]
 
 
 @pytree("parts", "radius")
-class OneOf(PerturbationSet):
+class OneOf(Composite):
     """The images of several sets of any kinds, each by its own parameters: θ = (i, (θ_0, θ_1, …)) stands for θ_i.
 
     The sets need not be additive or have anything in common; where all are additive, `Union` has one perturbation
@@ -44,10 +42,6 @@ class OneOf(PerturbationSet):
 
     parts: tuple[PerturbationSet, ...]
     radius: Number = 1.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", checked(self.parts, PerturbationSet, "perturbation sets"))
-        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
 
     @property
     def contains_clean(self) -> bool:
@@ -113,14 +107,6 @@ class OneOf(PerturbationSet):
         )
         return jnp.zeros_like(theta[0]), kept
 
-    def bound_to(self, model: Classifier) -> OneOf:
-        """The same choice, every part of it bound to the model."""
-        return dataclasses.replace(self, parts=tuple(part.bound_to(model) for part in self.parts))
-
-    def scaled_parts(self) -> list[PerturbationSet]:
-        """The parts with their radii multiplied by this set's."""
-        return [scaled(part, self.radius) for part in self.parts]
-
     def _pairs(self, theta: Choice) -> list[tuple[PerturbationSet, Any]]:
         return list(zip(self.scaled_parts(), theta[1], strict=True))
 
@@ -131,7 +117,7 @@ class OneOf(PerturbationSet):
         return chosen
 
     def __str__(self) -> str:
-        return f"one of {', '.join(map(str, self.parts))}, scale {super().__str__().removeprefix(type(self).__name__)}"
+        return f"one of {super().__str__()}"
 
 
 register("one_of", lambda: OneOf((Linf(0.1), L2(1.0), L1(5.0))))

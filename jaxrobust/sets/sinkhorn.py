@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxrobust import _checks
-from jaxrobust.sets.base import PerturbationSet, register
+from jaxrobust.sets._plans import PlanBall
+from jaxrobust.sets.base import register
 from jaxrobust.transport.capacity import repair
 from jaxrobust.transport.ott import ott_distance, ott_plan
-from jaxrobust.transport.plans import Plan, allowed, columns, costs, identity, offsets, windows
+from jaxrobust.transport.plans import Plan, allowed, columns, costs, identity, windows
 from jaxrobust.transport.sinkhorn import sinkhorn_projection
 from jaxrobust.transport.windowed import row_sums
 from jaxrobust.types import Image, Key, Number, pytree
@@ -20,36 +21,10 @@ __all__ = ["WassersteinOTT", "WassersteinSinkhorn"]
 Scalar = Float[Array, ""]
 
 
-class _PlanBall(PerturbationSet):
-    """What the two balls share: θ is a transport plan Π (k², H, W, C), x' its columns.
-
-    A step is kept on the plan's diagonal, so that the columns are the image that it wants; `project` then makes a
+class _Entropic(PlanBall):
+    """A step is kept on the plan's diagonal, so that the columns are the image that it wants; `project` then makes a
     plan of it again.
     """
-
-    p: int
-    kernel: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
-        _checks.choice("p", self.p, (1, 2))
-        offsets(self.kernel)
-
-    def init(self, x: Image) -> Plan:
-        """The plan that moves nothing."""
-        return identity(x, self.kernel)
-
-    def apply(self, x: Image, theta: Plan) -> Image:
-        """The plan's columns; the clip only guards against rounding."""
-        return jnp.clip(columns(theta), 0, 1)
-
-    def pullback(self, x: Image, theta: Plan, gradient: Image) -> Plan:
-        """The gradient in the plan: of every move, the gradient where it arrives."""
-        return jax.vjp(columns, theta)[1](gradient)[0]
-
-    def contains(self, x: Image, theta: Plan) -> Bool[Array, ""]:
-        """Whether Π is a plan with rows x and columns in [0, 1], up to 1e-6, of size at most the radius, up to 1e-4."""
-        return self._holds(x, theta, 1e-4)
 
     def _stepped(self, theta: Plan, change: Image) -> Plan:
         return theta.at[self.kernel**2 // 2].add(change)
@@ -62,30 +37,16 @@ class _PlanBall(PerturbationSet):
         """A member from a plan that almost is one: θ itself if that holds, else the point nearest to the columns of θ
         on the segment from the plan to where the step began.
         """
-        budget, wanted = self._radius(x) * jnp.sum(x), columns(theta)
+        budget, wanted = self._budget(x), columns(theta)
         near, home = jax.vmap(lambda plan: repair(plan, x, budget, p=self.p))(jnp.stack([plan, theta]))
         image, back = columns(near), columns(home) - columns(near)
         square = jnp.sum(jnp.square(back))
         length = jnp.clip(jnp.sum(back * (wanted - image)) / jnp.where(square > 0, square, 1), 0, 1)
         return jnp.where(self._holds(x, theta, 2e-6), theta, near + length * (home - near))
 
-    def _holds(self, x: Image, theta: Plan, slack: float) -> Bool[Array, ""]:
-        outside = jnp.max(jnp.where(allowed(x.shape, self.kernel), 0, jnp.abs(theta)))
-        rows, image = jnp.abs(row_sums(theta) - x), columns(theta)
-        within = (jnp.max(rows) <= 2e-6) & (jnp.min(theta) >= -1e-6) & (outside <= 1e-6)
-        within &= (jnp.min(image) >= -1e-6) & (jnp.max(image) <= 1 + 1e-6)
-        return within & (self._cost(x, theta) <= self._radius(x) * (1 + slack) + 0.01 * slack)
-
-    def _cost(self, x: Image, theta: Plan) -> Scalar:
-        mass = jnp.sum(x)
-        return jnp.sum(row_sums(theta, costs(self.kernel, self.p))) / jnp.where(mass > 0, mass, 1)
-
-    def _radius(self, x: Image) -> Scalar:
-        return jnp.asarray(self.radius).astype(x.dtype)
-
 
 @pytree("radius", "regularisation")
-class WassersteinSinkhorn(_PlanBall):
+class WassersteinSinkhorn(_Entropic):
     """The local Wasserstein ball, searched as Wong, Schmidt and Kolter do: steps in the image, entropic projections.
 
     θ is a transport plan Π (k², H, W, C) with rows x, and x' its columns, so that mass is conserved, membership is
@@ -157,7 +118,7 @@ class WassersteinSinkhorn(_PlanBall):
 
 
 @pytree("radius")
-class WassersteinOTT(_PlanBall):
+class WassersteinOTT(_Entropic):
     """The local Wasserstein ball by OTT-JAX's Sinkhorn: entropic plans towards an image, and a differentiable size.
 
     θ is a transport plan Π (k², H, W, C) with rows x, and x' its columns, as in `WassersteinSinkhorn`. A step moves

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxrobust import _checks, transport
-from jaxrobust.sets.base import PerturbationSet, register
+from jaxrobust.sets._plans import PlanBall
+from jaxrobust.sets.base import register
 from jaxrobust.transport import dual, linear
-from jaxrobust.transport.plans import Plan, grand_total, window_sums
+from jaxrobust.transport.plans import Plan
 from jaxrobust.types import Image, Key, Number, pytree
 
 __all__ = ["Wasserstein"]
@@ -18,7 +19,7 @@ Scalar = Float[Array, ""]
 
 
 @pytree("radius", "stride", "sharpness")
-class Wasserstein(PerturbationSet):
+class Wasserstein(PlanBall):
     """The local Wasserstein ball: x' = columns(Π) of a plan with rows x, cost <C, Π> ≤ radius · Σx, and x' ≤ 1.
 
     θ is the transport plan Π (k², H, W, C) itself: where the mass of every pixel goes, within a k × k window of its
@@ -55,16 +56,10 @@ class Wasserstein(PerturbationSet):
     sharpness: Number = 20.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
+        super().__post_init__()
         object.__setattr__(self, "stride", _checks.number("stride", self.stride))
         object.__setattr__(self, "sharpness", _checks.number("sharpness", self.sharpness))
-        _checks.choice("p", self.p, (1, 2))
         _checks.count("rounds", self.rounds, low=0)
-        transport.offsets(self.kernel)
-
-    def init(self, x: Image) -> Plan:
-        """The plan that moves nothing."""
-        return transport.identity(x, self.kernel)
 
     def sample(self, key: Key, x: Image) -> Plan:
         """Part of the way, uniformly chosen, from the identity to a member that random noise likes."""
@@ -73,14 +68,6 @@ class Wasserstein(PerturbationSet):
         identity = self.init(x)
         far = self.project(x, self.ascend(x, identity, noise, self._radius(x)))
         return identity + jax.random.uniform(way_key, (), x.dtype) * (far - identity)
-
-    def apply(self, x: Image, theta: Plan) -> Image:
-        """The mass that arrives at every pixel; the clip only guards against rounding."""
-        return jnp.clip(transport.columns(theta), 0, 1)
-
-    def pullback(self, x: Image, theta: Plan, gradient: Image) -> Plan:
-        """Of every move, the gradient where it arrives; through the guard of `apply`, full pixels would have none."""
-        return transport.windows(gradient, self.kernel)
 
     def project(self, x: Image, theta: Plan) -> Plan:
         """argmin ‖Π' − Π‖₂ over the set, as far as `rounds` goes; a member in any case."""
@@ -103,39 +90,11 @@ class Wasserstein(PerturbationSet):
 
     def size(self, x: Image, theta: Plan) -> Scalar:
         """<C, Π>/Σx, at least the local transport distance of the two images."""
-        return self._cost(theta) / self._mass(x)
+        return self._cost(x, theta)
 
     def distance(self, x: Image, theta: Plan, other: Plan) -> Scalar:
         """The cost of what two plans move differently, <C, |Π − Π'|>/Σx; for p = 1 at least their images' distance."""
-        return self._cost(jnp.abs(theta - other)) / self._mass(x)
-
-    def contains(self, x: Image, theta: Plan) -> Bool[Array, ""]:
-        """Whether rows are x and columns in [0, 1] up to 2e-6, no mass leaves the image, and <C, Π>/Σx ≤ radius.
-
-        The cost has a tolerance of 1e-4 · radius + 1e-6.
-        """
-        outside = ~transport.allowed((x.shape[0], x.shape[1], 1), self.kernel)
-        lost = jnp.max(jnp.where(outside, jnp.abs(theta), 0))
-        (rows,) = window_sums([lambda plan, j: plan[j]], self.kernel, theta)
-        image = transport.columns(theta)
-        met = (jnp.max(jnp.abs(rows - x)) <= 2e-6) & (jnp.min(theta) >= -1e-6) & (lost <= 1e-6)
-        inside_box = (jnp.min(image) >= -2e-6) & (jnp.max(image) <= 1 + 2e-6)
-        return met & inside_box & (self.size(x, theta) <= self._radius(x) * (1 + 1e-4) + 1e-6)
-
-    def _cost(self, theta: Plan) -> Scalar:
-        cost = transport.costs(self.kernel, self.p).tolist()
-        return grand_total(window_sums([lambda plan, j: cost[j] * plan[j]], self.kernel, theta)[0])
-
-    def _mass(self, x: Image) -> Scalar:
-        """Σx, and 1 for a black image, whose plans cost nothing."""
-        mass = jnp.sum(x)
-        return jnp.where(mass > 0, mass, 1)
-
-    def _budget(self, x: Image) -> Scalar:
-        return self._radius(x) * jnp.sum(x)
-
-    def _radius(self, x: Image) -> Scalar:
-        return jnp.asarray(self.radius).astype(x.dtype)
+        return self._cost(x, jnp.abs(theta - other))
 
 
 register("wasserstein", lambda: Wasserstein(0.1, kernel=3))

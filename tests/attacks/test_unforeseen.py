@@ -6,7 +6,7 @@ import pytest
 from jaxrobust import attacks
 from jaxrobust.attacks.frank_wolfe import FrankWolfe
 from jaxrobust.attacks.unforeseen import LADDERS, kang, unforeseen_sets
-from jaxrobust.evaluate import uar
+from jaxrobust.evaluate import ATA
 from jaxrobust.sets import L1, L2, Linf
 from jaxrobust.sets.jpeg import JPEG
 from jaxrobust.sets.weather import Fog, Gabor, Snow
@@ -24,7 +24,7 @@ def test_sizes_are_the_published_ones_in_our_units():
     assert {type(s).__name__ for s in imagenet["jpeg_l2"]} == {"JPEG"}
     assert {s.norm for s in imagenet["jpeg_l1"]} == {"l1"}
     for dataset, ladders in LADDERS.items():
-        assert {name: len(sizes) for name, sizes in ladders.items()} == dict.fromkeys(uar.ATA[dataset], 6)
+        assert {name: len(sizes) for name, sizes in ladders.items()} == dict.fromkeys(ATA[dataset], 6)
         assert all(list(sizes) == sorted(set(sizes)) for sizes in ladders.values())
 
 
