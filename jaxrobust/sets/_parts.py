@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,10 @@ class Composite(PerturbationSet):
         """Whether every part does."""
         return all(part.contains_clean for part in self.parts)
 
-    def bound_to(self, model: Classifier) -> Self:
+    def bound_to(self, model: Classifier) -> Composite:
         """Every part when `model` is attacked."""
         parts = tuple(part.bound_to(model) for part in self.parts)
-        return cast(Self, dataclasses.replace(cast(Any, self), parts=parts))
+        return cast(Composite, dataclasses.replace(cast(Any, self), parts=parts))
 
     def scaled_parts(self) -> list[Any]:
         """The parts with their radii multiplied by this set's."""
