@@ -139,8 +139,12 @@ def main(config: Config) -> pathlib.Path:
         print(evaluations[-1], flush=True)
 
     curve_key = jax.random.fold_in(key, 2)
-    radii = {name: [float(attack.set.radius) * f for f in FRACTIONS] for name, attack in columns.items()}
     one_run = {name: dataclasses.replace(a, restarts=1) if a.restarts > 1 else a for name, a in columns.items()}
+    radii = {
+        name: [float(attack.set.radius) * f for f in FRACTIONS]
+        for name, attack in columns.items()
+        if not isinstance(attack.set, sets.Perceptual)
+    }
     page = jr.evaluate.save_run(
         config.run_dir,
         evaluations,
@@ -151,17 +155,19 @@ def main(config: Config) -> pathlib.Path:
         curves=jr.evaluate.curves(
             models, (x[:CURVES], y[:CURVES]), one_run, radii, key=curve_key, progress=config.progress
         ),
-        trajectories=jr.evaluate.trajectories(models, (x[:CURVES], y[:CURVES]), one_run, key=curve_key),
+        trajectories=jr.evaluate.trajectories(models, (x[:TRAJECTORIES], y[:TRAJECTORIES]), one_run, key=curve_key),
         seconds=time.perf_counter() - began,
     )
     print(table(evaluations))
     return page
 
 
-# radii of the robustness curves, as fractions of the radius of the table, and the examples they are taken of: as
-# many as there are lanes, so that the programs of the table serve again
+# Radii of the robustness curves, as fractions of the radius of the table, and the examples they are taken of: as
+# many as there are lanes, so that the programs of the table serve again. The perceptual attacks, the dearest, have
+# none.
 FRACTIONS = (0.25, 0.5, 1.0, 1.5)
 CURVES = 128
+TRAJECTORIES = 32
 
 
 def table(evaluations: list[Any]) -> str:

@@ -65,6 +65,7 @@ def test_the_penalty_is_part_of_what_is_ascended_and_booked(linear):
     np.testing.assert_allclose(np.abs(plain.parameters), 0.3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "functional"), [(stadv, Flow(0.2)), (recoloradv, ReColor(0.1, lattice=(4, 5, 6)))])
 def test_functional_adversaries(make, functional):
     """On their own sets: members, success confirmed, and no worse than the clean image."""

@@ -133,6 +133,7 @@ def test_rs_fgsm_reaches_the_faces_with_twice_the_radius(rng):
     np.testing.assert_allclose(np.abs(np.asarray(last - image)), 0.2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_restarts_and_larger_radii_never_help_the_defender(rng):
     network = tiny.dense_classifier(3)
     images, labels = tiny.images_and_labels(network, 32)
@@ -148,6 +149,7 @@ def test_more_restarts_and_larger_radii_never_help_the_defender(rng):
     assert (losses[2] > losses[0]).any()
 
 
+@pytest.mark.slow
 def test_early_stop_keeps_the_first_success():
     network = tiny.dense_classifier(3)
     images, labels = tiny.images_and_labels(network, 16)

@@ -102,6 +102,7 @@ def test_lpa_is_as_strong_as_the_exact_attack_on_a_linear_model(linear, ball):
         assert float(found.loss[0]) >= float(pgd.loss[0]) - 0.13 * gained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "ball"),
     [

@@ -44,6 +44,7 @@ def test_msd_finds_the_worst_ball_of_a_linear_model(rng, dominant):
     assert bool(balls.parts[dominant].contains(jnp.asarray(IMAGE[0]), found.parameters[0]))
 
 
+@pytest.mark.slow
 def test_msd_results_are_in_the_union_and_beat_the_starts(problem):
     network, images, labels = problem
     made = msd(BALLS, steps=5)
@@ -66,6 +67,7 @@ def test_msd_results_are_in_the_union_and_beat_the_starts(problem):
     assert (np.asarray(found.backwards[:-1]) == 5).all()
 
 
+@pytest.mark.slow
 def test_msd_follows_the_worst_points_gradient(rng):
     """One step told by hand: every ball's own step and projection from the point of highest loss."""
     x = jnp.asarray(rng.uniform(0.3, 0.7, tiny.SHAPE), jnp.float32)
@@ -106,6 +108,7 @@ def test_msd_l1_steps_move_five_to_twenty_entries(rng):
     assert len(set(numbers)) > 1
 
 
+@pytest.mark.slow
 def test_affine_results_share_one_budget(problem):
     """Σ_i ‖δ_i‖_i/ε_i ≤ 1, and part t mod m moves in step t."""
     _, images, _ = problem

@@ -71,6 +71,7 @@ def test_the_last_chunk_is_masked_and_not_counted(problem):
     np.testing.assert_allclose(whole.images, parts.images, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_more_samples_never_help_the_defender(problem):
     """Draws are nested: the worst of k is the worst of the first k, whatever the chunk."""
     network, images, labels = problem
@@ -86,6 +87,7 @@ def test_more_samples_never_help_the_defender(problem):
     assert success[:-1].any()
 
 
+@pytest.mark.slow
 def test_engines_agree_without_gradients(problem):
     """Scanned, stepped from the host, and in lanes."""
     network, images, labels = problem
@@ -102,6 +104,7 @@ def test_engines_agree_without_gradients(problem):
     np.testing.assert_array_equal(lanes.result.backwards, 0)
 
 
+@pytest.mark.slow
 def test_training_gets_the_worst_of_all_samples(problem):
     network, images, labels = problem
     made = worst_of_k(sets.Linf(0.1), samples=10)

@@ -39,6 +39,7 @@ def together(problem):
     return attacks.run(worst_of(*MIXED), *problem, key=KEY)
 
 
+@pytest.mark.slow
 def test_it_is_the_elementwise_worst(apart, together):
     """The same images as the worst of separate runs, with the counts of all."""
     success = np.stack([found.success for found in apart])
@@ -83,6 +84,7 @@ def test_restarts_are_those_of_the_attacks(problem):
     assert (found.success & ~single.success | (np.asarray(found.loss) >= np.asarray(single.loss) - 1e-5)).all()
 
 
+@pytest.mark.slow
 def test_one_loss_ranks_whatever_the_attacks_ascend(problem):
     network, _, labels = problem
     margins = worst_of(attacks.pgd(sets.Linf(0.03), steps=3, loss="margin"), attacks.pgd(sets.L2(0.2), steps=3))

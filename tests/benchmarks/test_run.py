@@ -42,6 +42,7 @@ def test_registry_has_every_benchmark_by_its_own_name():
         assert benchmark.__doc__.strip().splitlines()[0]
 
 
+@pytest.mark.slow
 def test_retraces_are_none(retraces):
     result, _, _ = retraces
     changes = [figure for figure in result["figures"] if "changes" in figure["name"]]

@@ -40,6 +40,7 @@ def _sample(s, key, x):
     return s.sample(key, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "chain",
     [sequence(Linf(0.05), Flow(0.3), L2(0.5)), sequence(Flow(0.3), RotationTranslation(), Linf(0.05))],

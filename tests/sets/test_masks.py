@@ -104,7 +104,14 @@ def _points(restricted, x, g):
 
 @pytest.mark.parametrize(
     "inner",
-    [L0(2), L0Linf(2, 0.2, "coordinate"), GroupL21(0.5), Patch(2), Masked(Linf(0.1), MASK)],
+    [
+        L0(2),
+        GroupL21(0.5),
+        *(
+            pytest.param(s, marks=pytest.mark.slow)
+            for s in (L0Linf(2, 0.2, "coordinate"), Patch(2), Masked(Linf(0.1), MASK))
+        ),
+    ],
     ids=str,
 )
 def test_masked_sets_stay_in_the_support(inner):

@@ -206,6 +206,7 @@ def test_nan_activations_give_the_clean_image(image):
     np.testing.assert_array_equal(near, 0)
 
 
+@pytest.mark.slow
 def test_self_bounded_attack_measures_with_the_attacked_model():
     net = network(3)
     images, labels = tiny.images_and_labels(net, 6, shape=SHAPE)

@@ -51,6 +51,7 @@ def stepped(perturbation_set, x, gradient, size, steps=1):
     return theta
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SETS))
 @pytest.mark.parametrize("radius", [0.05, pytest.param(0.4, marks=pytest.mark.slow)])
 def test_the_exact_distance_of_what_projects_is_inside(rng, name, radius):

@@ -42,7 +42,7 @@ def moved(x, source, offset, mass, plan=None):
 
 
 @pytest.mark.parametrize("p", [1, 2])
-@pytest.mark.parametrize("full", [0.0, 0.4])
+@pytest.mark.parametrize("full", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
 def test_images_lie_in_the_ball_by_linear_programming(p, full):
     for seed, radius in enumerate([0.02, 0.1, 0.5]):
         rng = np.random.default_rng(seed)

@@ -52,6 +52,7 @@ def test_fog_without_displacements_or_light_is_finite():
     np.testing.assert_allclose(call(Fog(0.0), "apply", X, flat), X / X.max((0, 1), keepdims=True), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_fog_gradients_do_not_depend_on_the_batch():
     """Nor do they lose the share of the lowest and the highest point."""
     images = jnp.asarray(np.random.default_rng(0).random((8, 6, 5, 1)), jnp.float32)

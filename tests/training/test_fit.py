@@ -38,6 +38,7 @@ def numbers(module):
     return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
+@pytest.mark.slow
 def test_adversarial_training_pays_on_digits():
     train = data.load("digits", "train")
     config = TrainConfig(epochs=12, batch_size=64, learning_rate=0.01, schedule="cosine")
@@ -142,6 +143,7 @@ def test_radius_warms_up(pairs):
     np.testing.assert_allclose([row["delta_linf"] for row in rows], [0.03, 0.08, 0.1], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_several_attacks_warm_up_and_are_validated_by_their_worst(pairs):
     objective = several(FGSM, attacks.fgsm(L2(0.3)))
     config = dataclasses.replace(CONFIG, epochs=2, radius_warmup=2.0)

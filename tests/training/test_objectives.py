@@ -50,6 +50,7 @@ def test_mixed_is_the_weighted_sum():
 L2 = attacks.pgd(sets.L2(0.5), steps=2, random_start=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("combine", ["max", "average", "random"])
 def test_several_of_one_attack_is_that_attack(combine):
     subject, batch, key = learner(Mlp(16, 3, nnx.Rngs(0), norm=True)), make_batch(), jax.random.key(0)

@@ -73,7 +73,7 @@ def undisturbed():
     return outcome(run(None))
 
 
-@pytest.mark.parametrize("reading", [2, 5, 8, 12])
+@pytest.mark.parametrize("reading", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 8, 12))])
 def test_an_exception_in_the_middle(reading, undisturbed, tmp_path):
     def event(number):
         if number == reading:

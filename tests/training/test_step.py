@@ -38,6 +38,7 @@ def test_adversarial_loss_of_a_linear_model_has_a_closed_form(perturbations, dua
     np.testing.assert_allclose(metrics["clean_acc"], (margin > 0).mean(), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "perturbations"), [(attacks.rs_fgsm, Linf), (attacks.fgsm, L2)])
 def test_radius_zero_is_clean_training_bit_for_bit(make, perturbations):
     network = Mlp(16, 3, nnx.Rngs(0), norm=True, dropout=0.3)

@@ -133,6 +133,7 @@ def gains(seed, shape, kernel, p, **settings):
     return (np.sum(gradient * ours) - start) / (np.sum(gradient * theirs) - start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "kernel", "p"), [CASE, *SLOW])
 def test_limited_maximiser_comes_near_the_linear_programs(shape, kernel, p):
     found = [gains(seed, shape, kernel, p) for seed in range(6)]
@@ -142,6 +143,7 @@ def test_limited_maximiser_comes_near_the_linear_programs(shape, kernel, p):
     assert min(sharp) > 0.97
 
 
+@pytest.mark.slow
 def test_frank_wolfe_closes_its_gap():
     """On −‖columns(Π) − z‖² with z in the ball, the duality gap is ≥ 0, but for smoothing, and falls to nothing."""
     x, wish, _ = map(jnp.asarray, problem(3, (4, 4, 1), 3))

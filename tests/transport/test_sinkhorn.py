@@ -49,6 +49,7 @@ def test_wright_omega_is_scipys():
     np.testing.assert_array_equal(wright_omega(jnp.asarray([-200.0, -jnp.inf], jnp.float32)), [0, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize(("p", "kernel"), [pytest.param(1, 3, marks=pytest.mark.slow), (2, 5)])
 def test_window_sums_are_the_plans(rng, p, kernel, plain):
