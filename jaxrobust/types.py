@@ -58,8 +58,23 @@ def pytree(*data: str) -> Callable[[type], type]:
 
     def decorate(cls: type) -> type:
         cls = dataclasses.dataclass(frozen=True)(cls)
-        meta = [field.name for field in dataclasses.fields(cls) if field.name not in data]
-        return jax.tree_util.register_dataclass(cls, data_fields=list(data), meta_fields=meta)
+        meta = tuple(field.name for field in dataclasses.fields(cls) if field.name not in data)
+
+        def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
+            return [getattr(value, name) for name in data], tuple(getattr(value, name) for name in meta)
+
+        def with_keys(value: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+            leaves, structure = flatten(value)
+            return list(zip(keys, leaves, strict=True)), structure
+
+        def unflatten(structure: tuple[Any, ...], leaves: Any) -> Any:
+            return cls(**dict(zip(data, leaves, strict=True)), **dict(zip(meta, structure, strict=True)))
+
+        keys = [jax.tree_util.GetAttrKey(name) for name in data]
+        # Not `register_dataclass`: in JAX 0.10 to 0.12 structures of two such classes with equal static fields compare
+        # equal, so that `jit`, wherever their hashes come near each other, runs the program of one on the other.
+        jax.tree_util.register_pytree_with_keys(cls, with_keys, unflatten, flatten)
+        return cls
 
     return decorate
 

@@ -17,6 +17,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+def pytest_configure(config):
+    """The default run skips most of XLA's optimisations, whose time would be half of the whole.
+
+    `JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest` compiles as users do, and so do the slow tests always.
+    """
+    if "not slow" in config.option.markexpr and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture
 def rng():
     """NumPy randomness for test inputs."""

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import inspect
+import itertools
 import pkgutil
 import subprocess
 import sys
@@ -110,6 +111,8 @@ def test_no_private_jax_and_no_pickles():
         assert "jax." + "_src" not in text, module.name
         assert "import pickle" not in text, module.name
         assert "allow_pickle=True" not in text, module.name
+        # structures of two such classes compare equal, and jit takes the program of one for the other's; see types.py
+        assert "tree_util.register_dataclass" not in text, module.name
 
 
 def test_numbers_are_canonical_so_that_nothing_retraces():
@@ -124,3 +127,25 @@ def test_numbers_are_canonical_so_that_nothing_retraces():
     for value in (0.1, 1, jax.numpy.float32(0.3), jax.numpy.asarray(0.2), __import__("numpy").float64(0.4)):
         radius(jaxrobust.sets.Linf(value))
     assert traces == 1
+
+
+def test_classes_alike_have_structures_apart():
+    """Or jit runs the program of one on the other, once in a hundred times."""
+
+    def alike(number):
+        @jaxrobust.types.pytree("radius")
+        class Alike:
+            radius: float
+
+            def times(self, x):
+                return number * x
+
+        return Alike
+
+    kinds = [alike(number) for number in range(40)]
+    found = [kind(1.0) for kind in kinds] + [entry() for entry in jaxrobust.sets.REGISTRY.values()]
+    found += [entry(jaxrobust.sets.REGISTRY[entry.on]()) for entry in jaxrobust.attacks.REGISTRY.values()]
+    pairs = [pair for pair in itertools.combinations(found, 2) if type(pair[0]) is not type(pair[1])]
+    assert not [pair for pair in pairs if jax.tree.structure(pair[0]) == jax.tree.structure(pair[1])]
+    call = jax.jit(lambda kind: kind.times(kind.radius))
+    assert [float(call(kind(2.0))) for kind in kinds] == [2.0 * number for number in range(40)]

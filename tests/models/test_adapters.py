@@ -88,7 +88,7 @@ def test_two_networks_of_one_architecture_share_one_compilation(images):
 
     (one, _), (two, _) = run(first, images), run(second, images)
     assert np.any(one != two)
-    np.testing.assert_allclose(one, first(images), rtol=1e-6)
+    np.testing.assert_allclose(one, first(images), rtol=1e-6, atol=1e-6)
 
 
 def test_parameters_are_floats_under_the_networks_own_names():
