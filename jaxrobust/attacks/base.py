@@ -87,6 +87,12 @@ class Attack(abc.ABC):
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> State:
         """The state before the first ask: draws and arranges only, given the clean image's logits (K,)."""
 
+    def begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, restart: Int[Array, ""]) -> State:
+        """`init` of run number `restart` (traced), with that run's own key; attacks whose runs differ by more, such as
+        by target, override it.
+        """
+        return self.init(key, x, goal, logits)
+
     @abc.abstractmethod
     def ask(self, state: State) -> Points:
         """The points (q, H, W, C) to classify next."""

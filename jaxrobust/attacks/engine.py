@@ -40,9 +40,13 @@ def example_keys(key: Key, indices: Any) -> Key:
 
 
 def begin(attack: Attack, images: Array, goal: Criterion, keys: Key, logits: Array, restart: Any) -> Any:
-    """The states (N, …) of one run, from images (N, H, W, C), their criteria, keys and clean logits (N, K)."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, jnp.asarray(restart, jnp.uint32))
-    return jax.vmap(attack.init)(keys, images, goal, logits)
+    """The states (N, …) of one run, from images (N, H, W, C), their criteria, keys and clean logits (N, K).
+
+    `restart` is the number of the run, one for all or (N,).
+    """
+    restarts = jnp.broadcast_to(jnp.asarray(restart, jnp.int32), len(images))
+    keys = jax.vmap(jax.random.fold_in)(keys, restarts)
+    return jax.vmap(attack.begin)(keys, images, goal, logits, restarts)
 
 
 def advance(attack: Attack, model: Classifier, states: Any, *, stop: Stop, gradient: bool = True) -> Any:

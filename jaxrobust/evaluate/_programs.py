@@ -35,8 +35,7 @@ def programs(lanes: NamedSharding) -> Programs:
 
     @functools.partial(jax.jit, out_shardings=everywhere)
     def fresh(attack: Attack, images: Any, goal: Criterion, key: Key, indices: Any, restarts: Any, logits: Any) -> Any:
-        keys = jax.vmap(jax.random.fold_in)(engine.example_keys(key, indices), restarts)
-        return jax.vmap(attack.init)(keys, images, goal, logits)
+        return engine.begin(attack, images, goal, engine.example_keys(key, indices), logits, restarts)
 
     @functools.partial(jax.jit, out_shardings=lanes)
     def fill(rows: Any, new: Any) -> Any:
