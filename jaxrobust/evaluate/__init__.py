@@ -1,5 +1,6 @@
 """Evaluation: robust accuracy over a data set by the lanes, curves over radii, and run folders."""
 
+from jaxrobust.evaluate.host import HostModel as HostModel
 from jaxrobust.evaluate.lanes import LaneCounts as LaneCounts
 from jaxrobust.evaluate.lanes import LaneResult as LaneResult
 from jaxrobust.evaluate.lanes import predict as predict
@@ -8,6 +9,7 @@ from jaxrobust.evaluate.outcomes import AttackOutcome as AttackOutcome
 from jaxrobust.evaluate.outcomes import Evaluation as Evaluation
 from jaxrobust.evaluate.outcomes import Proportion as Proportion
 from jaxrobust.evaluate.outcomes import unseen_mean as unseen_mean
+from jaxrobust.evaluate.queries import queries_curve as queries_curve
 from jaxrobust.evaluate.robustness import curve as curve
 from jaxrobust.evaluate.robustness import robustness as robustness
 from jaxrobust.evaluate.run_folder import curves as curves
@@ -25,6 +27,7 @@ __all__ = [
     "UAR",
     "AttackOutcome",
     "Evaluation",
+    "HostModel",
     "LaneCounts",
     "LaneResult",
     "Proportion",
@@ -33,6 +36,7 @@ __all__ = [
     "curves",
     "is_finished",
     "predict",
+    "queries_curve",
     "robustness",
     "run_lanes",
     "save_run",

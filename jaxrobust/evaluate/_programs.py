@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack, Best, engine
+from jaxrobust.evaluate.host import HostModel
 from jaxrobust.types import Classifier, Criterion, Key
 
 # the fields of `Best` but its parameters, each with one entry an example
@@ -24,6 +26,7 @@ class Programs(NamedTuple):
     fresh: Callable[..., Any]
     fill: Callable[..., Any]
     refill: Callable[..., Any]
+    ask: Callable[..., Any]
     step: Callable[..., Any]
     harvest: Callable[..., Any]
 
@@ -45,6 +48,10 @@ def programs(lanes: NamedSharding) -> Programs:
     def refill(states: Any, slots: Any, new: Any) -> Any:
         return jax.tree.map(lambda old, new: old.at[slots].set(new, mode="drop"), states, new)
 
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def ask(attack: Attack, states: Any) -> tuple[Any, Any]:
+        return jax.vmap(attack.ask)(states), jax.vmap(functools.partial(_meant, attack))(states)
+
     @functools.partial(
         jax.jit, out_shardings=(lanes, everywhere), donate_argnames="states", static_argnames=("stop", "gradient")
     )
@@ -60,7 +67,21 @@ def programs(lanes: NamedSharding) -> Programs:
             best = engine.merge(Best(**known), best, stop=stop)
         return {name: values for name, values in vars(best).items() if values is not None}
 
-    return Programs(fresh, fill, refill, step, harvest)
+    return Programs(fresh, fill, refill, ask, step, harvest)
+
+
+def _meant(attack: Attack, state: Any) -> Any:
+    """Which of the points that an attack asks are looked at."""
+    return attack.meant(state) if hasattr(attack, "meant") else jnp.ones(attack.queries, bool)
+
+
+def known(logits: Any) -> Classifier:
+    """A model that has answered already: a step with it only tells the logits (N, K)."""
+    return Classifier(_answers, logits)
+
+
+def _answers(logits: Any, images: Any) -> Any:
+    return logits
 
 
 @jax.jit
@@ -88,11 +109,11 @@ def replicated(devices: Sequence[Any] | None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def predict(model: Classifier, images: Any, *, batch_size: int = 128) -> np.ndarray:
+def predict(model: Classifier | HostModel, images: Any, *, batch_size: int = 128) -> np.ndarray:
     """Logits of many images, batch by batch, the last one padded to the same shape.
 
     Args:
-        model: the classifier.
+        model: the classifier, or a host model, to which nothing is padded.
         images: (N, H, W, C) in [0, 1].
         batch_size: images a forward pass, ≥ 1.
 
@@ -108,6 +129,9 @@ def predict(model: Classifier, images: Any, *, batch_size: int = 128) -> np.ndar
     pieces = []
     for start in range(0, len(images), batch_size):
         piece = np.asarray(images[start : start + batch_size])
+        if isinstance(model, HostModel):
+            pieces.append(model(piece))
+            continue
         pieces.append(np.asarray(_checks.forward(model, pad(piece, batch_size)))[: len(piece)])
     return np.concatenate(pieces)
 

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from jaxrobust import _checks, _store
 from jaxrobust.attacks import Attack, engine
-from jaxrobust.evaluate._programs import Books, met, pad, predict, programs, replicated
+from jaxrobust.evaluate._programs import Books, known, met, pad, predict, programs, replicated
+from jaxrobust.evaluate.host import HostModel
 from jaxrobust.types import AttackResult, Classifier, Criterion, Key
 
 __all__ = ["LaneCounts", "LaneResult", "check", "predict", "replicated", "run_lanes"]
@@ -60,7 +61,7 @@ class LaneResult:
 
 def run_lanes(
     attack: Attack,
-    model: Classifier,
+    model: Classifier | HostModel,
     images: Any,
     labels: Any,
     *,
@@ -76,8 +77,8 @@ def run_lanes(
     """Attack a whole data set, as `attacks.run` would but without wasting a step; see this module's first lines.
 
     Args:
-        attack: the attack.
-        model: the classifier.
+        attack: the attack; for a host model one that uses no gradients.
+        model: the classifier, or a `HostModel`.
         images: (N, H, W, C) floating point in [0, 1], held on the host.
         labels: (N,) true labels, or a criterion.
         key: makes all randomness; example i uses fold_in(key, indices[i]).
@@ -137,7 +138,7 @@ def run_lanes(
 
 
 def check(
-    attack: Any, model: Classifier, images: Any, labels: Any, *, key: Any, indices: Any = None
+    attack: Any, model: Classifier | HostModel, images: Any, labels: Any, *, key: Any, indices: Any = None
 ) -> tuple[np.ndarray, int]:
     """All checks at the door of the lanes, the cheap ones first.
 
@@ -154,7 +155,8 @@ def check(
 
     Raises:
         TypeError: as `attacks.run`.
-        ValueError: as `attacks.run`, or indices that are negative or not one an image.
+        ValueError: as `attacks.run`, indices that are negative or not one an image, or an attack that uses gradients
+            on a host model.
     """
     engine.check_attack(attack)
     _checks.key(key)
@@ -166,6 +168,13 @@ def check(
     _checks.label_shape("indices", indices, images)
     if indices.min() < 0 or indices.max() >= 2**32:
         raise ValueError(f"indices must lie in [0, 2**32); got values in [{indices.min()}, {indices.max()}]")
+    if isinstance(model, HostModel):
+        if attack.gradients:
+            raise ValueError(f"attack must use no gradients on a HostModel; got {attack}")
+        _checks.number("radius", jax.device_get(attack.set.radius))
+        _checks.image_values(images)
+        _checks.label_values(goal, model.classes)
+        return indices.astype(np.uint32), model.classes
     # of the shape at which the values are checked too, so that the model is traced once for both
     classes = _checks.logits_shape(model, images[:8])
     engine.check_values(attack, model, images, goal, classes)
@@ -176,7 +185,7 @@ class _There(NamedTuple):
     """What the programs are given in every call."""
 
     attack: Attack
-    model: Classifier
+    model: Classifier | HostModel
     key: Key
 
 
@@ -186,7 +195,7 @@ class _Run:
     def __init__(
         self,
         attack: Attack,
-        model: Classifier,
+        model: Classifier | HostModel,
         images: np.ndarray,
         goal: Criterion,
         key: Key,
@@ -196,7 +205,8 @@ class _Run:
         stop: engine.Stop,
         everywhere: NamedSharding,
     ) -> None:
-        attack = attack.bound_to(model)
+        if isinstance(model, Classifier):
+            attack = attack.bound_to(model)
         self.attack, self.model, self.images, self.goal = attack, model, images, goal
         self.key, self.indices, self.logits, self.width, self.stop = key, indices, logits, width, stop
         # on every device once, not again with every call
@@ -210,6 +220,8 @@ class _Run:
         self.in_step = stop == "clean" or attack.asks <= 2
         elsewhere = PEEK.get(mesh.devices.flat[0].platform, PEEK_ELSEWHERE)
         self.peek = PEEK_IN_STEP if self.in_step else elsewhere
+        if isinstance(model, HostModel):
+            self.peek = 1  # the host is there at every step anyway
         self.executed = 0
         self.seconds = 0.0
         self.lane_example = np.full(width, -1)
@@ -263,14 +275,25 @@ class _Run:
         gradient = not (self.in_step and (left == 1).all())
         taken = min(self.peek, max(int(left.min()) - 1, 1))
         for _ in range(taken):
+            model, gradient = self._answered(live), gradient and isinstance(self.model, Classifier)
             self.states, finished = self.programs.step(
-                self.there.attack, self.there.model, self.states, stop=self.stop, gradient=gradient
+                self.there.attack, model, self.states, stop=self.stop, gradient=gradient
             )
         self.executed += taken * self.width
         self.lane_age += taken
         done = np.flatnonzero(np.asarray(finished) & live)
         for start in range(0, len(done), self.chunk):
             self._harvest(done[start : start + self.chunk])
+
+    def _answered(self, live: np.ndarray) -> Classifier:
+        """The classifier; of a host model its answers, asked of live lanes and points that are meant only."""
+        if isinstance(self.there.model, Classifier):
+            return self.there.model
+        points, meant = jax.device_get(self.programs.ask(self.there.attack, self.states))
+        asked = meant & live[:, None]
+        logits = np.zeros((*asked.shape, self.there.model.classes), points.dtype)
+        logits[asked] = self.there.model(points[asked])
+        return known(logits.reshape(-1, logits.shape[-1]))
 
     def _refill(self, slots: np.ndarray) -> None:
         rows = np.array([self.queue.popleft() for _ in range(min(len(slots), len(self.queue)))])

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
+from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, predict, replicated, run_lanes
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
 from jaxrobust.types import Classifier, Code, Key, Number
@@ -20,7 +21,7 @@ __all__ = ["curve", "robustness"]
 
 
 def robustness(
-    model: Classifier,
+    model: Classifier | HostModel,
     data: Any,
     attacks: Attack | Sequence[Attack] | Mapping[str, Attack],
     *,
@@ -41,7 +42,7 @@ def robustness(
     every success is confirmed by a fresh forward pass. NaN logits count as neither.
 
     Args:
-        model: the classifier.
+        model: the classifier; or a `HostModel`, for attacks that use no gradients.
         data: a pair of images (N, H, W, C) in [0, 1] and integer labels (N,), such as `data.load` returns.
         attacks: one attack, several, or a dictionary from names to attacks.
         key: makes all randomness. An example's result depends on the key, the attack's name and its place in the
@@ -175,7 +176,7 @@ def _named(attacks: Attack | Sequence[Attack] | Mapping[str, Attack]) -> dict[st
 
 
 def curve(
-    model: Classifier,
+    model: Classifier | HostModel,
     data: Any,
     attack: Attack,
     radii: Iterable[Number],

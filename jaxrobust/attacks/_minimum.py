@@ -1,0 +1,291 @@
+"""What minimum-norm attacks share: how they book the smallest perturbation, their norms, and their schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxrobust import _checks
+from jaxrobust.attacks.ascent import Booking, SearchState, finite, never_nan
+from jaxrobust.losses import attack_loss
+from jaxrobust.sets import PerturbationSet
+from jaxrobust.sets.lp import L1, L2, Linf, norm
+from jaxrobust.sets.sparse import L0
+from jaxrobust.types import Criterion, Image, Logits, Misclassified, Number, Targeted, pytree
+
+__all__ = [
+    "MinimumNorm",
+    "Penalised",
+    "Rounds",
+    "adam_step",
+    "check_steps",
+    "choose",
+    "cosine",
+    "differences",
+    "dual_norm",
+    "farthest",
+    "margin_gradient",
+    "nearest_boundary",
+    "order_of",
+    "strongest_others",
+    "untargeted_only",
+]
+
+Scalar = Float[Array, ""]
+ORDERS: dict[type, int | float] = {L0: 0, L1: 1, L2: 2, Linf: math.inf}
+
+
+class MinimumNorm(Booking):
+    """An attack on additive perturbations that keeps the smallest one that meets the criterion within the radius.
+
+    θ is δ itself. The loss booked is −‖δ‖, and −∞ until something is found, so the engine's own rule, success first
+    and then the higher loss, keeps the smallest of all runs. What `loss_of` shows is the margin.
+    """
+
+    steps: int
+    loss = "size"
+    restarts = 1
+    start = "clean"  # as a rule nothing is random
+    # a run may be over before its last ask, so a schedule bounds the counts
+    ends_early = False
+
+    def ask(self, state: SearchState) -> Any:
+        """The iterate, in the box."""
+        return self.set.apply(state.x, state.theta)[None]
+
+    def _start(self, x: Image, goal: Criterion, logits: Logits, theta: Any, memory: Any) -> SearchState:
+        state = self._open(x, goal, logits, theta, memory)
+        best_loss = jnp.where(state.success, jnp.zeros((), x.dtype), -jnp.inf)
+        return dataclasses.replace(state, loss=state.loss.astype(x.dtype), best_loss=best_loss)
+
+    def _record(self, state: SearchState, logits: Float[Array, "queries classes"], thetas: Any = None) -> SearchState:
+        """The state after an ask of `thetas` (queries, H, W, C), of the iterate alone by default."""
+        thetas = state.theta[None] if thetas is None else thetas
+        sizes = jax.vmap(self.set.size, (None, 0))(state.x, thetas)
+        admitted = jax.vmap(self._meets, (None, 0))(state.goal, logits) & (sizes <= self._radius(state.x)[None])
+        rank = -jax.vmap(self._distance)(thetas, sizes)
+        margin = jnp.max(jax.vmap(self._loss, (0, None))(logits, state.aim)).astype(state.x.dtype)
+        return dataclasses.replace(self._book(state, thetas, rank, logits, admitted), loss=margin)
+
+    def _meets(self, goal: Criterion, logits: Logits) -> Bool[Array, ""]:
+        return goal.met(logits)
+
+    def _distance(self, theta: Image, size: Scalar) -> Scalar:
+        """What is made small: the size itself."""
+        return size
+
+    def _loss(self, logits: Logits, aim: Criterion) -> Scalar:
+        return never_nan(attack_loss("margin", logits, aim))
+
+    def _inside(self, x: Image, theta: Image, old: Image) -> Image:
+        """θ in the box; entries that are not finite stay as they were."""
+        return jnp.clip(jnp.where(jnp.isfinite(theta), theta, old), -x, 1 - x)
+
+    def __str__(self) -> str:
+        return f"{self._method} in {self.set}, {self._run}"
+
+    @property
+    def _run(self) -> str:
+        return "1 step" if self.steps == 1 else f"{self.steps} steps"
+
+
+class Penalised(MinimumNorm):
+    """Descent of size + c · max(κ − margin, 0): what CW and EAD share."""
+
+    rounds: int
+    confidence: Number
+
+    @property
+    def asks(self) -> int:
+        """In every round its start and every iterate."""
+        return self.rounds * (self.steps + 1)
+
+    @property
+    def gradients(self) -> int:
+        """One a step; the last iterate of a round is only looked at."""
+        return self.rounds * self.steps
+
+    def cotangents(self, state: SearchState, logits: Float[Array, "queries classes"]) -> Array:
+        """The gradient of the margin."""
+        return margin_gradient(logits[0], state.goal)[None, None]
+
+    def _kappa(self, logits: Logits) -> Scalar:
+        return jnp.asarray(self.confidence).astype(logits.dtype)
+
+    def _meets(self, goal: Criterion, logits: Logits) -> Bool[Array, ""]:
+        """Whether the criterion is met with confidence κ to spare."""
+        kappa = self._kappa(logits)
+        if isinstance(goal, Targeted):
+            return goal.met(logits.at[goal.target].add(-kappa))
+        return goal.met(logits.at[goal.label].add(kappa))
+
+    def _hinge(self, state: SearchState, logits: Logits) -> Scalar:
+        return jnp.maximum(self._kappa(logits) - self._loss(logits, state.goal), 0).astype(state.x.dtype)
+
+    @property
+    def _run(self) -> str:
+        return f"{self.rounds} rounds of {super()._run}"
+
+
+def order_of(set: PerturbationSet, attack: str, known: tuple[int | float, ...]) -> int | float:
+    """The p of the lp ball that names an attack's norm; ValueError where the attack has no form for it."""
+    names = {p: kind.__name__ for kind, p in ORDERS.items()}
+    p = next((p for kind, p in ORDERS.items() if isinstance(set, kind)), None)
+    if p is None or p not in known:
+        expected = " or ".join(names[p] for p in known)
+        raise ValueError(f"set must be {expected} for {attack}; got {set!r}")
+    return p
+
+
+def untargeted_only(goal: Criterion, attack: str) -> Misclassified:
+    """The criterion, which must be misclassification."""
+    if isinstance(goal, Targeted):
+        raise ValueError(f"{attack} has no targeted form: the criterion must be Misclassified; got Targeted")
+    return goal
+
+
+def strongest_others(logits: Logits, label: Any, count: int) -> Int[Array, " others"]:
+    """The classes other than the label of the largest logits, at most `count` and at most all of them."""
+    own = jax.nn.one_hot(label, logits.shape[0], dtype=bool)
+    others = jnp.where(own | jnp.isnan(logits), -jnp.inf, logits)
+    return jax.lax.top_k(others, min(count, logits.shape[0] - 1))[1]
+
+
+def differences(classes: Int[Array, " others"], label: Any, logits: Float[Array, "queries classes"]) -> Array:
+    """The cotangents (1, m, K) of the logit differences z_k − z_y."""
+    count, dtype = logits.shape[-1], logits.dtype
+    return (jax.nn.one_hot(classes, count, dtype=dtype) - jax.nn.one_hot(label, count, dtype=dtype)[None])[None]
+
+
+def nearest_boundary(
+    classes: Int[Array, " others"],
+    label: Any,
+    logits: Logits,
+    gradients: Float[Array, "gradients height width channels"],
+    p: int | float,
+) -> tuple[Image, Scalar]:
+    """Normal w and height f of the linearised boundary f_k + <w_k, ·> = 0 that is nearest, by |f_k|/‖w_k‖_q.
+
+    Classes without a gradient are passed over. Of an ask that only books there is one gradient, of zeros.
+    """
+    normals = jnp.broadcast_to(finite(gradients), (*classes.shape, *gradients.shape[1:]))
+    gaps = finite(logits[classes] - logits[label][None]).astype(normals.dtype)
+    slopes = jax.vmap(lambda normal: dual_norm(normal, p))(normals)
+    distances = jnp.where(slopes > 0, jnp.abs(gaps) / jnp.where(slopes > 0, slopes, 1), jnp.inf)
+    nearest = jnp.argmin(distances)
+    return normals[nearest], gaps[nearest]
+
+
+def dual_norm(gradient: Image, p: int | float) -> Scalar:
+    """‖g‖_q with 1/p + 1/q = 1."""
+    if p == 2:
+        return norm(gradient)
+    return jnp.max(jnp.abs(gradient)) if p == 1 else jnp.sum(jnp.abs(gradient))
+
+
+def farthest(set: PerturbationSet, x: Image) -> Scalar:
+    """The size of the largest perturbation that the box allows."""
+    return set.size(x, jnp.where(x > 0.5, -x, 1 - x))
+
+
+def cosine(first: Number, last: Number, step: Array, steps: int, dtype: Any) -> Scalar:
+    """From `first` at step 0 along half a cosine to `last` at step `steps`."""
+    first, last = jnp.asarray(first).astype(dtype), jnp.asarray(last).astype(dtype)
+    return last + (first - last) * (1 + jnp.cos(jnp.pi * step.astype(dtype) / steps)) / 2
+
+
+def margin_gradient(logits: Logits, goal: Criterion) -> Array:
+    """The gradient of the margin in the logits."""
+    return finite(jax.grad(lambda logits: attack_loss("margin", logits, goal))(logits))
+
+
+def adam_step(gradient: Image, moments: tuple[Image, Image], count: Array) -> tuple[Image, tuple[Image, Image]]:
+    """Adam's direction of descent, with decays 0.9 and 0.999, after `count` gradients before this one."""
+    number = (count + 1).astype(gradient.dtype)
+    mean = 0.9 * moments[0] + 0.1 * gradient
+    square = 0.999 * moments[1] + 0.001 * gradient * gradient
+    direction = (mean / (1 - 0.9**number)) / (jnp.sqrt(square / (1 - 0.999**number)) + 1e-8)
+    return direction, (mean, square)
+
+
+@pytree("weight", "lower", "upper", "count", "found", "previous", "round")
+class Rounds:
+    """The outer search of penalty methods: rounds of descent, each with a weight c of the misclassification term.
+
+    c is the smallest that succeeds, by bisection once one has, tenfold until then.
+
+    Args:
+        weight: c.
+        lower: the largest that has failed.
+        upper: the smallest that has succeeded, 1e10 before any.
+        count: points of this round so far.
+        found: whether any of them succeeded.
+        previous: the objective when it was last compared.
+        round: rounds that are over.
+    """
+
+    weight: Any
+    lower: Any
+    upper: Any
+    count: Any
+    found: Any
+    previous: Any
+    round: Any
+
+    @staticmethod
+    def first(weight: Number, dtype: Any) -> Rounds:
+        """Before the first point."""
+        zero = jnp.zeros((), jnp.int32)
+        lower, upper = jnp.zeros((), dtype), jnp.full((), 1e10, dtype)
+        infinite = jnp.full((), jnp.inf, dtype)
+        return Rounds(jnp.asarray(weight).astype(dtype), lower, upper, zero, jnp.zeros((), bool), infinite, zero)
+
+    def after(
+        self, success: Bool[Array, ""], objective: Scalar, *, steps: int, rounds: int, abort_early: bool
+    ) -> tuple[Rounds, Bool[Array, ""]]:
+        """After one more point, and whether its round is over: after `steps` steps, or where progress ends.
+
+        Ten times a round the objective must have fallen by a ten-thousandth. The last of ten rounds or more takes the
+        smallest c that has succeeded.
+        """
+        found = self.found | success
+        compared = self.count % max(steps // 10, 1) == 0
+        stuck = compared & (objective > 0.9999 * self.previous) if abort_early else jnp.zeros((), bool)
+        over = stuck | (self.count >= steps)
+        upper = jnp.where(found, jnp.minimum(self.upper, self.weight), self.upper)
+        lower = jnp.where(found, self.lower, jnp.maximum(self.lower, self.weight))
+        weight = jnp.where(upper < 1e9, (lower + upper) / 2, jnp.where(found, self.weight, 10 * self.weight))
+        if rounds >= 10:
+            weight = jnp.where(self.round + 2 == rounds, upper, weight)
+        ended = Rounds(
+            weight=weight,
+            lower=lower,
+            upper=upper,
+            count=jnp.zeros_like(self.count),
+            found=jnp.zeros_like(found),
+            previous=jnp.full_like(self.previous, jnp.inf),
+            round=self.round + 1,
+        )
+        previous = jnp.where(compared, objective, self.previous)
+        goes_on = dataclasses.replace(self, count=self.count + 1, found=found, previous=previous)
+        return choose(over, ended, goes_on), over
+
+
+def choose(condition: Bool[Array, ""], first: Any, second: Any) -> Any:
+    """One of two pytrees."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
+
+
+def check_steps(attack: Any, *numbers: str, counts: tuple[str, ...] = ("steps",)) -> None:
+    """The settings at the door: static counts ≥ 1, and numbers ≥ 0 made canonical."""
+    if isinstance(attack.set, type):
+        raise TypeError(f"set must be a perturbation set such as L2(0.5); got the class {attack.set!r}")
+    for name in counts:
+        _checks.count(name, getattr(attack, name))
+    for name in numbers:
+        object.__setattr__(attack, name, _checks.number(name, getattr(attack, name)))

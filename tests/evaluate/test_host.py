@@ -1,0 +1,184 @@
+"""Models that JAX does not trace, in the lanes: what is sent to them, and what comes of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from jaxrobust import attacks, evaluate, sets
+from jaxrobust.attacks.boundary import boundary
+from jaxrobust.attacks.estimators import nes
+from jaxrobust.attacks.hop_skip_jump import hop_skip_jump
+from jaxrobust.attacks.square import square
+from jaxrobust.evaluate import HostModel
+from jaxrobust.types import AttackResult
+from tests import tiny
+from tests.evaluate.models import ONE_DEVICE, assert_equal_results
+
+KEY = jax.random.key(17)
+
+
+class Service:
+    """A model on the host that remembers what it was sent."""
+
+    def __init__(self, answer):
+        self.answer, self.sent = answer, []
+
+    def __call__(self, images):
+        assert type(images) is np.ndarray
+        assert not np.isnan(images).any()
+        self.sent.append(len(images))
+        return self.answer(images)
+
+
+def network(images):
+    """`tiny.dense_net`, in NumPy."""
+    params = jax.tree.map(np.asarray, tiny.dense_params())
+    hidden = images.reshape(len(images), -1) @ params["hidden"]
+    return (hidden / (1 + np.exp(-hidden))) @ params["out"]
+
+
+def data(count):
+    return tiny.images_and_labels(tiny.dense_classifier(), count)
+
+
+@pytest.mark.parametrize("early_stop", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_results_are_those_of_the_traced_model(early_stop):
+    images, labels = data(9)
+    attack = square(sets.Linf(0.1), queries=25)
+    options = {"key": KEY, "lanes": 4, "early_stop": early_stop, "devices": ONE_DEVICE}
+    found = evaluate.run_lanes(attack, HostModel(network, tiny.CLASSES), images, labels, **options).result
+    expected = evaluate.run_lanes(attack, tiny.dense_classifier(), images, labels, **options).result
+    assert 1 < found.success.sum() < 9
+    assert_equal_results(found, expected)
+
+
+def test_only_points_that_are_meant_are_sent():
+    """On several devices, with refills, with chunks that are not full, nothing else is ever asked."""
+    images, labels = data(7)
+    attack = nes(sets.Linf(0.1), steps=2, samples=4, chunk=3)
+    service = Service(network)
+    found = evaluate.run_lanes(attack, HostModel(service, tiny.CLASSES), images, labels, key=KEY, lanes=4).result
+    assert sum(service.sent) == len(images) + (found.forwards - 1).sum() + found.success.sum()
+    assert min(service.sent) > 0
+
+
+@pytest.mark.slow
+def test_labels_alone_will_do():
+    images, labels = data(4)
+    model = HostModel(lambda x: network(x).argmax(-1), tiny.CLASSES)
+    for attack in (boundary(sets.L2(5.0), queries=150), hop_skip_jump(sets.L2(5.0), queries=150)):
+        found = evaluate.run_lanes(attack, model, images, labels, key=KEY, lanes=4, devices=ONE_DEVICE).result
+        assert found.success.all()
+        assert (network(found.images).argmax(-1) != labels).all()
+        assert (found.size[:-1] > 0).all()
+        assert (found.size <= 5).all()
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    """A scikit-learn pipeline on the digits, and some digits that it has not seen."""
+    digits = load_digits()
+    images, labels = (digits.images[..., None] / 16).astype(np.float32), digits.target.astype(np.int32)
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    fitted.fit(images[200:].reshape(-1, 64), labels[200:])
+    return fitted, images[:24], labels[:24]
+
+
+def test_a_pipeline_is_attacked_and_confirms_it(pipeline, tmp_path):
+    fitted, images, labels = pipeline
+    service = Service(lambda x: fitted.predict_log_proba(x.reshape(len(x), -1)))
+    ball = sets.Linf(0.2)
+    report = evaluate.robustness(
+        HostModel(service, 10),
+        (images, labels),
+        {"square": square(ball, queries=200)},
+        key=KEY,
+        lanes=8,
+        devices=ONE_DEVICE,
+        save_dir=tmp_path,
+        progress=False,
+    )
+    outcome = report.outcomes["square"]
+    fooled = outcome.outcome == 1
+    assert fooled.mean() > 0.5
+    predicted = fitted.predict(outcome.images.reshape(len(images), -1))
+    assert (predicted[fooled] != labels[fooled]).all()
+    assert (predicted[outcome.robust] == labels[outcome.robust]).all()
+    assert np.abs(outcome.images - images).max() <= 0.2 + 1e-6
+    curve = evaluate.queries_curve(outcome, [0, 1, 10, 50, 200])
+    assert (np.diff(curve) <= 0).all()
+    np.testing.assert_allclose(curve[0], (fitted.predict(images.reshape(-1, 64)) == labels).mean())
+    np.testing.assert_allclose(curve[-1], outcome.robust.mean())
+    assert curve[-1] < curve[0]
+    # started again it goes on from what is saved: only the clean images, and the claims, are sent
+    service.sent.clear()
+    again = evaluate.run_lanes(
+        square(ball, queries=200),
+        HostModel(service, 10),
+        images,
+        labels,
+        key=jax.random.fold_in(KEY, 1),
+        lanes=8,
+        devices=ONE_DEVICE,
+        save=tmp_path / "again.npz",
+    ).result
+    sent = sum(service.sent)
+    service.sent.clear()
+    resumed = evaluate.run_lanes(
+        square(ball, queries=200),
+        HostModel(service, 10),
+        images,
+        labels,
+        key=jax.random.fold_in(KEY, 1),
+        lanes=8,
+        devices=ONE_DEVICE,
+        save=tmp_path / "again.npz",
+    ).result
+    np.testing.assert_array_equal(resumed.images, again.images)
+    assert sum(service.sent) == len(images) + again.success.sum() < sent
+
+
+def test_curves_count_queries_until_success():
+    success, forwards = np.array([True, True, True, False, True]), np.array([1, 2, 11, 26, 26], np.int32)
+    zeros, images = np.zeros(5, np.float32), np.zeros((5, 2, 2, 1), np.float32)
+    found = AttackResult(images, success, zeros, zeros, forwards, np.zeros(5, np.int32), np.zeros(5, np.int32))
+    # the first was misclassified from the start; the others' clean passes are no queries
+    np.testing.assert_allclose(evaluate.queries_curve(found, [0, 1, 9, 10, 25]), [0.8, 0.6, 0.6, 0.4, 0.2])
+    for budgets in ([], [-1], [np.nan]):
+        with pytest.raises(ValueError, match="budgets must hold at least one number, all >= 0"):
+            evaluate.queries_curve(found, budgets)
+
+
+def test_gradients_are_refused():
+    images, labels = data(2)
+    with pytest.raises(ValueError, match="attack must use no gradients on a HostModel; got gradient ascent"):
+        evaluate.run_lanes(attacks.pgd(sets.Linf(0.1)), HostModel(network, tiny.CLASSES), images, labels, key=KEY)
+
+
+def test_it_cannot_be_traced():
+    images, _ = data(2)
+    with pytest.raises(TypeError, match="a HostModel cannot be traced"):
+        jax.jit(HostModel(network, tiny.CLASSES))(jnp.asarray(images))
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "says"),
+    [
+        (lambda x: np.zeros((len(x), 3)), ValueError, r"function must return scores of shape \(2, 4\).*; got \(2, 3\)"),
+        (lambda x: np.zeros((len(x), 4), int), TypeError, "function must return floating scores or integer labels"),
+        (lambda x: np.full(len(x), 4), ValueError, r"labels must lie in \[0, 4\), the model's classes"),
+    ],
+)
+def test_wrong_answers_are_refused(function, error, says):
+    with pytest.raises(error, match=says):
+        HostModel(function, 4)(data(2)[0])
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match="classes must be >= 2; got 1"):
+        HostModel(network, 1)
