@@ -19,6 +19,7 @@ import jax
 import tyro
 
 from benchmarks import (
+    autoattack,
     lanes_early_stop,
     mnist_at,
     mnist_vanilla,
@@ -45,6 +46,7 @@ MODULES = (
     mnist_at,
     projection_quality,
     wasserstein,
+    autoattack,
 )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import jaxrobust as jr
 from benchmarks import work
@@ -71,7 +70,7 @@ def wasserstein(settings: Settings) -> Iterator[Figure]:
     images, labels = jr.data.load("mnist", split="test[:200]")
     key = jax.random.key(settings.seed)
     for name, published in PUBLISHED.items():
-        model = _network(settings, name)
+        model = work.released(settings, name)
         for what, (attack, count) in attacks(settings).items():
             data = images[:count], labels[:count]
             for radius in RADII[:1] if settings.quick else RADII:
@@ -83,12 +82,6 @@ def wasserstein(settings: Settings) -> Iterator[Figure]:
         yield from _released(settings, model, name, images, labels, published, key)
     yield from _used(settings, images)
     yield from _times(settings, images, labels)
-
-
-def _network(settings: Settings, name: str) -> jr.Classifier:
-    """One of the released networks, beside the weights of the undefended one."""
-    weights = settings.weights.with_name(f"{name}.npz")
-    return jr.Classifier.from_nnx(jr.models.load_npz(weights, jr.models.MnistNet(rngs=nnx.Rngs(0))))
 
 
 def _released(
@@ -128,7 +121,7 @@ def _used(settings: Settings, images: Any) -> Iterator[Figure]:
 
 def _times(settings: Settings, images: Any, labels: Any) -> Iterator[Figure]:
     """What a step takes of all images at once, from the clean image on and so before early stops, by attack."""
-    model = _network(settings, "mnist_vanilla")
+    model = work.released(settings, "mnist_vanilla")
     count = 4 if settings.quick else 64
     batch = jnp.asarray(images[:count])
     goal = jr.Misclassified(jnp.asarray(labels[:count], jnp.int32))

@@ -25,6 +25,7 @@ __all__ = [
     "input_gradient",
     "mnist_net",
     "network",
+    "released",
     "steps",
     "undefended",
     "unlike",
@@ -48,6 +49,12 @@ def network(name: str, settings: Settings) -> tuple[jr.Classifier, tuple[int, ..
 def undefended(settings: Settings) -> jr.Classifier:
     """The trained, undefended MNIST network."""
     return jr.Classifier.from_nnx(jr.models.load_npz(settings.weights, jr.models.MnistNet(rngs=nnx.Rngs(0))))
+
+
+def released(settings: Settings, name: str) -> jr.Classifier:
+    """One of the released MNIST networks, whose weights lie beside those of the undefended one."""
+    weights = settings.weights.with_name(f"{name}.npz")
+    return jr.Classifier.from_nnx(jr.models.load_npz(weights, jr.models.MnistNet(rngs=nnx.Rngs(0))))
 
 
 @jax.jit

@@ -5,14 +5,38 @@ from jaxrobust.attacks.adam import Adam as Adam
 from jaxrobust.attacks.adam import adam as adam
 from jaxrobust.attacks.adam import recoloradv as recoloradv
 from jaxrobust.attacks.adam import stadv as stadv
+from jaxrobust.attacks.apgd import APGD as APGD
+from jaxrobust.attacks.apgd import SparseAPGD as SparseAPGD
+from jaxrobust.attacks.apgd import apgd as apgd
+from jaxrobust.attacks.apgd import apgd_t as apgd_t
 from jaxrobust.attacks.base import REGISTRY as REGISTRY
 from jaxrobust.attacks.base import Attack as Attack
 from jaxrobust.attacks.base import Best as Best
 from jaxrobust.attacks.base import register as register
+from jaxrobust.attacks.boundary import Boundary as Boundary
+from jaxrobust.attacks.boundary import boundary as boundary
+from jaxrobust.attacks.carlini_wagner import CarliniWagnerL0 as CarliniWagnerL0
+from jaxrobust.attacks.carlini_wagner import CarliniWagnerL2 as CarliniWagnerL2
+from jaxrobust.attacks.carlini_wagner import CarliniWagnerLinf as CarliniWagnerLinf
+from jaxrobust.attacks.carlini_wagner import carlini_wagner as carlini_wagner
+from jaxrobust.attacks.ddn import DDN as DDN
+from jaxrobust.attacks.ddn import ddn as ddn
+from jaxrobust.attacks.deepfool import DeepFool as DeepFool
+from jaxrobust.attacks.deepfool import deepfool as deepfool
+from jaxrobust.attacks.ead import EAD as EAD
+from jaxrobust.attacks.ead import ead as ead
 from jaxrobust.attacks.engine import example_keys as example_keys
 from jaxrobust.attacks.engine import last_iterate as last_iterate
 from jaxrobust.attacks.engine import run as run
 from jaxrobust.attacks.engine import trajectory as trajectory
+from jaxrobust.attacks.estimators import NES as NES
+from jaxrobust.attacks.estimators import SPSA as SPSA
+from jaxrobust.attacks.estimators import nes as nes
+from jaxrobust.attacks.estimators import spsa as spsa
+from jaxrobust.attacks.fab import FAB as FAB
+from jaxrobust.attacks.fab import fab as fab
+from jaxrobust.attacks.fmn import FMN as FMN
+from jaxrobust.attacks.fmn import fmn as fmn
 from jaxrobust.attacks.frank_wolfe import FrankWolfe as FrankWolfe
 from jaxrobust.attacks.frank_wolfe import frank_wolfe as frank_wolfe
 from jaxrobust.attacks.gradient import PGD as PGD
@@ -23,9 +47,13 @@ from jaxrobust.attacks.gradient import mi_fgsm as mi_fgsm
 from jaxrobust.attacks.gradient import pgd as pgd
 from jaxrobust.attacks.gradient import r_fgsm as r_fgsm
 from jaxrobust.attacks.gradient import rs_fgsm as rs_fgsm
+from jaxrobust.attacks.hop_skip_jump import HopSkipJump as HopSkipJump
+from jaxrobust.attacks.hop_skip_jump import hop_skip_jump as hop_skip_jump
 from jaxrobust.attacks.lagrangian import Lagrangian as Lagrangian
 from jaxrobust.attacks.lagrangian import fast_lpa as fast_lpa
 from jaxrobust.attacks.lagrangian import lpa as lpa
+from jaxrobust.attacks.minimal import Minimal as Minimal
+from jaxrobust.attacks.minimal import minimal as minimal
 from jaxrobust.attacks.multi import MSD as MSD
 from jaxrobust.attacks.multi import AffineAscent as AffineAscent
 from jaxrobust.attacks.multi import affine as affine
@@ -36,6 +64,9 @@ from jaxrobust.attacks.search import GridSearch as GridSearch
 from jaxrobust.attacks.search import RandomSearch as RandomSearch
 from jaxrobust.attacks.search import grid_search as grid_search
 from jaxrobust.attacks.search import worst_of_k as worst_of_k
+from jaxrobust.attacks.square import Square as Square
+from jaxrobust.attacks.square import square as square
+from jaxrobust.attacks.suites import suite as suite
 from jaxrobust.attacks.unforeseen import LADDERS as LADDERS
 from jaxrobust.attacks.unforeseen import kang as kang
 from jaxrobust.attacks.unforeseen import unforeseen_sets as unforeseen_sets
@@ -43,34 +74,62 @@ from jaxrobust.attacks.worst_of import WorstOf as WorstOf
 from jaxrobust.attacks.worst_of import worst_of as worst_of
 
 __all__ = [
+    "APGD",
+    "DDN",
+    "EAD",
+    "FAB",
+    "FMN",
     "LADDERS",
     "MSD",
+    "NES",
     "PGD",
     "REGISTRY",
+    "SPSA",
     "Adam",
     "AffineAscent",
     "Attack",
     "Best",
+    "Boundary",
+    "CarliniWagnerL0",
+    "CarliniWagnerL2",
+    "CarliniWagnerLinf",
+    "DeepFool",
     "FrankWolfe",
     "GridSearch",
+    "HopSkipJump",
     "Lagrangian",
+    "Minimal",
     "RandomSearch",
+    "SparseAPGD",
+    "Square",
     "WorstOf",
     "adam",
     "affine",
+    "apgd",
+    "apgd_t",
     "bim",
+    "boundary",
+    "carlini_wagner",
     "clamped_margin",
+    "ddn",
+    "deepfool",
+    "ead",
     "example_keys",
+    "fab",
     "fast_lpa",
     "fgsm",
+    "fmn",
     "frank_wolfe",
     "grid_search",
+    "hop_skip_jump",
     "kang",
     "last_iterate",
     "least_likely",
     "lpa",
     "mi_fgsm",
+    "minimal",
     "msd",
+    "nes",
     "pgd",
     "ppgd",
     "r_fgsm",
@@ -78,7 +137,10 @@ __all__ = [
     "register",
     "rs_fgsm",
     "run",
+    "spsa",
+    "square",
     "stadv",
+    "suite",
     "trajectory",
     "unforeseen_sets",
     "worst_of",

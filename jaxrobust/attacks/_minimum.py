@@ -51,8 +51,6 @@ class MinimumNorm(Booking):
     loss = "size"
     restarts = 1
     start = "clean"  # as a rule nothing is random
-    # a run may be over before its last ask, so a schedule bounds the counts
-    ends_early = False
 
     def ask(self, state: SearchState) -> Any:
         """The iterate, in the box."""

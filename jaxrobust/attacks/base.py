@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust.sets import PerturbationSet
@@ -63,6 +64,9 @@ class Attack(abc.ABC):
     set: PerturbationSet
     restarts: int
 
+    # whether a run may be over before its last ask, so that the schedule only bounds what it costs; static
+    ends_early = False
+
     @property
     def queries(self) -> int:
         """Points asked at once (q), static."""
@@ -96,6 +100,10 @@ class Attack(abc.ABC):
     @abc.abstractmethod
     def ask(self, state: State) -> Points:
         """The points (q, H, W, C) to classify next."""
+
+    def meant(self, state: State) -> Bool[Array, " queries"]:
+        """Which of the points asked next are looked at and counted: all of them, unless a chunk is not full."""
+        return jnp.ones(self.queries, bool)
 
     @abc.abstractmethod
     def cotangents(self, state: State, logits: Float[Array, "queries classes"]) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks.ascent import Booking, Loss, SearchState
@@ -54,6 +54,10 @@ class Enumeration(Booking):
         """None."""
         return 0
 
+    def meant(self, state: SearchState) -> Bool[Array, " queries"]:
+        """Those of the last chunk that are not beyond the last point."""
+        return self._places(state) < self._count
+
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> SearchState:
         """The clean image is booked first."""
         return self._open(x, goal, logits, None, key)
@@ -68,7 +72,7 @@ class Enumeration(Booking):
 
     def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
         """Books the best point of the chunk if it is better: success first, then loss."""
-        meant = self._places(state) < self._count
+        meant = self.meant(state)
         loss = jnp.where(meant, jax.vmap(self._loss, (0, None))(logits, state.aim), -jnp.inf)
         # logits of points that are not meant must not be looked at, not even for NaN
         logits = jnp.where(meant[:, None], logits, logits[:1])

@@ -40,10 +40,6 @@ class QueryAttack(Booking):
         """All of them: training wants the worst point of all."""
         return self.asks
 
-    def meant(self, state: Any) -> Bool[Array, " queries"]:
-        """Which of the points asked next are looked at and counted: all of them unless a subclass says otherwise."""
-        return jnp.ones(self.queries, bool)
-
     def cotangents(self, state: Any, logits: Float[Array, "queries classes"]) -> Array:
         """None: no gradients are used."""
         return jnp.zeros((self.queries, 0, logits.shape[-1]), logits.dtype)

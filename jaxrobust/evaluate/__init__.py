@@ -1,5 +1,7 @@
 """Evaluation: robust accuracy over a data set by the lanes, curves over radii, and run folders."""
 
+from jaxrobust.evaluate.autoattack import AutoAttack as AutoAttack
+from jaxrobust.evaluate.autoattack import autoattack as autoattack
 from jaxrobust.evaluate.host import HostModel as HostModel
 from jaxrobust.evaluate.lanes import LaneCounts as LaneCounts
 from jaxrobust.evaluate.lanes import LaneResult as LaneResult
@@ -26,11 +28,13 @@ __all__ = [
     "ATA",
     "UAR",
     "AttackOutcome",
+    "AutoAttack",
     "Evaluation",
     "HostModel",
     "LaneCounts",
     "LaneResult",
     "Proportion",
+    "autoattack",
     "calibrate",
     "curve",
     "curves",

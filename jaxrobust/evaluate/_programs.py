@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -50,7 +49,7 @@ def programs(lanes: NamedSharding) -> Programs:
 
     @functools.partial(jax.jit, out_shardings=everywhere)
     def ask(attack: Attack, states: Any) -> tuple[Any, Any]:
-        return jax.vmap(attack.ask)(states), jax.vmap(functools.partial(_meant, attack))(states)
+        return jax.vmap(attack.ask)(states), jax.vmap(attack.meant)(states)
 
     @functools.partial(
         jax.jit, out_shardings=(lanes, everywhere), donate_argnames="states", static_argnames=("stop", "gradient")
@@ -68,11 +67,6 @@ def programs(lanes: NamedSharding) -> Programs:
         return {name: values for name, values in vars(best).items() if values is not None}
 
     return Programs(fresh, fill, refill, ask, step, harvest)
-
-
-def _meant(attack: Attack, state: Any) -> Any:
-    """Which of the points that an attack asks are looked at."""
-    return attack.meant(state) if hasattr(attack, "meant") else jnp.ones(attack.queries, bool)
 
 
 def known(logits: Any) -> Classifier:

@@ -14,7 +14,15 @@ from benchmarks import harness, run, tables, work
 from benchmarks.harness import REGISTRY, Figure, Settings
 
 ROOT = Path(run.__file__).parent.parent
-NAMES = {"lanes_early_stop", "mnist_at", "mnist_vanilla", "pgd_overhead", "projection_quality", "retraces"}
+NAMES = {
+    "autoattack",
+    "lanes_early_stop",
+    "mnist_at",
+    "mnist_vanilla",
+    "pgd_overhead",
+    "projection_quality",
+    "retraces",
+}
 NAMES |= {"set_costs", "wasserstein"}
 
 

@@ -1,0 +1,133 @@
+"""AutoAttack: attack after attack on what is still robust, with the signs that its figure may mislead."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.attacks import Attack, Square, suite
+from jaxrobust.evaluate.outcomes import Evaluation
+from jaxrobust.evaluate.robustness import robustness
+from jaxrobust.losses import dlr
+from jaxrobust.types import Classifier, Key, Number
+
+__all__ = ["AutoAttack", "autoattack"]
+
+VERSIONS = {"standard": "autoattack", "plus": "autoattack-plus"}
+GAIN = 0.002  # how much of the accuracy Square may take after white-box attacks without a warning
+LOOKED_AT = 128  # examples whose gradients are looked at
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoAttack:
+    """What `autoattack` found. Printing it gives the breakdown by attack.
+
+    Args:
+        evaluation: every example's fate; `evaluation.union` is the robust accuracy.
+        warnings: why the figure may be too high, a sentence each.
+    """
+
+    evaluation: Evaluation
+    warnings: tuple[str, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Robust accuracy in [0, 1]: the share of examples that no attack has fooled."""
+        return self.evaluation.union.accuracy
+
+    def __str__(self) -> str:
+        count = len(self.evaluation.labels)
+        lines, before, seconds = [f"initial accuracy: {100 * self.evaluation.clean.accuracy:.2f} %"], None, 0.0
+        before = round(self.evaluation.clean.accuracy * count)
+        for name, outcome in self.evaluation.outcomes.items():
+            left = int(outcome.robust.sum())
+            seconds += outcome.counts.seconds
+            lines.append(
+                f"robust accuracy after {name}: {100 * left / count:.2f} % ({before - left} of {before} fooled, "
+                f"{outcome.counts.seconds:.1f} s, in all {seconds:.1f} s)"
+            )
+            before = left
+        lines.append(f"robust accuracy: {self.evaluation.union} %")
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+
+def autoattack(
+    model: Classifier,
+    data: Any,
+    *,
+    key: Key,
+    norm: str = "linf",
+    radius: Number | None = None,
+    version: str = "standard",
+    attacks: Mapping[str, Attack] | None = None,
+    **options: Any,
+) -> AutoAttack:
+    """Robust accuracy by AutoAttack: each attack sees only the examples that are still robust.
+
+    Models that are random or return probabilities, which the original warns of, are refused at the door.
+
+    Args:
+        model: the classifier.
+        data: images (N, H, W, C) in [0, 1] and labels (N,).
+        key: makes all randomness; the original takes the time of day.
+        norm: "linf", "l2" or "l1".
+        radius: ε; by default the usual one of CIFAR-10, 8/255, 0.5 and 12.
+        version: "standard", or "plus" (l∞ and l2): more restarts, and the untargeted forms.
+        attacks: name -> attack, in the order in which they run, in place of a version; `norm` and `radius` then do not
+            count.
+        **options: of `evaluate.robustness`, such as `lanes`, `save_dir` (a killed run goes on), `progress`.
+
+    Returns:
+        The result. Its warnings, each also given as a `RuntimeWarning`: zero gradients of the DLR loss, and a Square
+        attack that lowers the accuracy by more than 0.2 % after white-box attacks; both are signs of gradients that
+        are masked.
+
+    Raises:
+        TypeError: as `evaluate.robustness`.
+        ValueError: as `evaluate.robustness`, an unknown norm or version.
+
+    Example:
+        >>> print(autoattack(model, (x, y), norm="linf", radius=8 / 255, key=key))  # doctest: +SKIP
+
+    Reference:
+        Croce and Hein, 2020, arXiv:2003.01690; in l1, Croce and Hein, 2021, arXiv:2103.01208.
+    """
+    if attacks is None:
+        if version not in VERSIONS:
+            raise ValueError(f"version must be one of {sorted(VERSIONS)}; got {version!r}")
+        attacks = suite(f"{VERSIONS[version]}-{norm}", radius=radius)
+    evaluation = robustness(model, data, attacks, key=key, only_survivors=True, **options)
+    found = tuple(_zero_gradients(model, evaluation) + _square_gains(evaluation))
+    for warning in found:
+        warnings.warn(warning, RuntimeWarning, stacklevel=2)
+    return AutoAttack(evaluation, found)
+
+
+def _zero_gradients(model: Classifier, evaluation: Evaluation) -> list[str]:
+    images, labels = evaluation.images[:LOOKED_AT], evaluation.labels[:LOOKED_AT]
+    zero = int(np.asarray(_without_gradient(model, jnp.asarray(images), jnp.asarray(labels, jnp.int32))).sum())
+    return [f"the gradient of the DLR loss is zero at {zero} of {len(labels)} clean images"] if zero else []
+
+
+@jax.jit
+def _without_gradient(model: Classifier, images: Any, labels: Any) -> Any:
+    def loss(images: Any) -> Any:
+        return jnp.sum(jax.vmap(dlr)(model(images), labels))
+
+    return jnp.all(jax.grad(loss)(images) == 0, (1, 2, 3))
+
+
+def _square_gains(evaluation: Evaluation) -> list[str]:
+    before, white_box = evaluation.clean.accuracy, False
+    for name, outcome in evaluation.outcomes.items():
+        after = evaluation.accuracy(name).accuracy
+        if isinstance(outcome.attack, Square) and white_box and before - after > GAIN:
+            return [f"{name} lowers the robust accuracy by {100 * (before - after):.2f} points after white-box attacks"]
+        before, white_box = after, white_box or outcome.attack.gradients > 0
+    return []

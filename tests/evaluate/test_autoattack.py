@@ -1,0 +1,75 @@
+"""AutoAttack: never above its parts, and it says when its figure may mislead."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobust import attacks, evaluate, sets
+from jaxrobust.types import Classifier
+from tests import tiny
+
+KEY = jax.random.key(0)
+BALL = sets.Linf(0.1)
+
+
+def short(**more):
+    """The standard version in small."""
+    return {
+        "apgd-ce": attacks.apgd(BALL, steps=5),
+        "fab-t": attacks.fab(BALL, steps=4, targets=2),
+        "square": attacks.square(BALL, queries=30),
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def problem():
+    model = tiny.dense_classifier()
+    return model, tiny.images_and_labels(model, 24)
+
+
+def test_it_is_never_above_its_parts(problem):
+    model, data = problem
+    found = evaluate.autoattack(model, data, attacks=short(), key=KEY, progress=False)
+    parts = [attack for attack in short().values()]
+    alone = evaluate.robustness(model, data, {str(i): a for i, a in enumerate(parts)}, key=KEY, progress=False)
+    lowest = min(alone.accuracy(name).accuracy for name in alone.outcomes)
+    assert found.accuracy <= lowest + 1 / 24
+    left = [found.evaluation.accuracy(name).accuracy for name in found.evaluation.outcomes]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == found.accuracy
+    text = str(found)
+    assert text.startswith("initial accuracy")
+    assert "robust accuracy after fab-t" in text
+    assert not found.warnings
+
+
+def test_masked_gradients_are_said():
+    """A model on quantised images: no gradient, so only Square gets anywhere."""
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.normal(size=(int(np.prod(tiny.SHAPE)), 3)))
+    weights = weights.astype(jnp.float32)
+
+    def quantised(images):
+        return jnp.round(images.reshape(len(images), -1) * 8) @ weights
+
+    model = Classifier.from_function(quantised)
+    images = rng.random((16, *tiny.SHAPE)).astype(np.float32)
+    labels = np.asarray(model(images)).argmax(-1)
+    white_first = {"pgd": attacks.pgd(BALL, steps=3, random_start=False), "square": attacks.square(BALL, queries=100)}
+    with pytest.warns(RuntimeWarning) as caught:
+        found = evaluate.autoattack(model, (images, labels), attacks=white_first, key=KEY, progress=False)
+    assert len(caught) == 2
+    zero, gain = found.warnings
+    assert "gradient of the DLR loss is zero at 16 of 16" in zero
+    assert "square lowers the robust accuracy" in gain
+    assert found.evaluation.accuracy("pgd").accuracy == 1
+
+
+def test_unknown_versions_are_refused(problem):
+    model, data = problem
+    with pytest.raises(ValueError, match="version must be one of"):
+        evaluate.autoattack(model, data, key=KEY, version="strong")
+    with pytest.raises(ValueError, match="name must be one of"):
+        evaluate.autoattack(model, data, key=KEY, norm="l0")
