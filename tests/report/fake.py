@@ -55,6 +55,7 @@ def results(*, models=MODELS, attacks=ATTACKS, count=359, shape=(8, 8, 1), class
                         "steps_executed": 9000,
                         "steps_needed": 8000,
                         "non_finite": int(np.sum(codes == 3)),
+                        "disagreed": 0,
                     }
                     for (attack, (_, radius)), codes in zip(attacks.items(), outcome.values(), strict=True)
                 },
