@@ -19,6 +19,7 @@ import jax
 import tyro
 
 from benchmarks import (
+    attack_overhead,
     autoattack,
     lanes_early_stop,
     mnist_at,
@@ -46,6 +47,7 @@ MODULES = (
     mnist_at,
     projection_quality,
     wasserstein,
+    attack_overhead,
     autoattack,
 )
 
