@@ -364,5 +364,5 @@ def spsa(
     return SPSA(set, steps, samples, chunk, spread, step_size, relative_step_size, restarts, loss)
 
 
-register("nes", lambda space: nes(space, chunk=1))
-register("spsa", lambda space: spsa(space, samples=32, chunk=1))
+register("nes", lambda space: nes(space, steps=5, samples=10, chunk=1))
+register("spsa", lambda space: spsa(space, steps=5, samples=8, chunk=1))

@@ -49,12 +49,14 @@ def reference(model, data):
     return run
 
 
-def mostly_slow(values, fast):
-    return [pytest.param(value, marks=() if value in fast else pytest.mark.slow) for value in sorted(values)]
+LINF = [name for name, entry in attacks.REGISTRY.items() if entry.on == "linf"]
 
 
-@pytest.mark.parametrize("name", mostly_slow(attacks.REGISTRY, fast=("mi_fgsm",)))
-@pytest.mark.parametrize("early_stop", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "early_stop"),
+    [pytest.param(name, True, marks=() if name == "mi_fgsm" else pytest.mark.slow) for name in LINF]
+    + [pytest.param(name, False, marks=pytest.mark.slow) for name in ("apgd_t", "fab", "pgd", "square")],
+)
 def test_equals_run_for_every_attack(name, early_stop, model, data, key):
     images, labels, indices = data
     attack = attacks.REGISTRY[name](sets.Linf(0.03))
@@ -65,9 +67,10 @@ def test_equals_run_for_every_attack(name, early_stop, model, data, key):
     assert (found.result.code[-4:] == Code.ALREADY).all()
 
 
-@pytest.mark.parametrize("name", mostly_slow(sets.REGISTRY, fast=()))
-@pytest.mark.parametrize("early_stop", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_equals_run_for_every_set(name, early_stop, model, data, key):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flow", "l1", "one_of", "sequence", "wasserstein"])
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_equals_run_for_every_kind_of_set(name, early_stop, model, data, key):
     images, labels, indices = data
     attack = attacks.pgd(sets.REGISTRY[name](), steps=5)
     options = {"key": key, "indices": indices, "early_stop": early_stop}
