@@ -81,8 +81,8 @@ class Config:
             "StAdv": attacks.stadv(sets.Flow(self.flow), steps=self.steps),
             "Wasserstein": attacks.frank_wolfe(transport, steps=self.steps),
             "rotation": attacks.grid_search(rigid),
-            "PPGD": attacks.ppgd(perceptual, steps=self.steps // 2),
-            "LPA": attacks.lpa(perceptual, steps=self.steps // 4),
+            "PPGD": attacks.ppgd(perceptual, steps=max(self.steps // 2, 1)),
+            "LPA": attacks.lpa(perceptual, steps=max(self.steps // 4, 1)),
         }
 
     def objectives(self) -> dict[str, tuple[training.Objective, tuple[str, ...]]]:
