@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
+from jaxrobust.attacks._minimum import choose
 from jaxrobust.attacks.ascent import Ascent, Loss, SearchState, check_run, finite, run_in_words
 from jaxrobust.attacks.base import register
 from jaxrobust.losses import LOSSES
@@ -64,7 +65,7 @@ class Peak:
 
     def or_higher(self, theta: Image, gradient: Image, loss: Scalar) -> Peak:
         """This peak, or a strictly higher point."""
-        return _choose(loss > self.loss, Peak(theta, gradient, loss), self)
+        return choose(loss > self.loss, Peak(theta, gradient, loss), self)
 
 
 @pytree("peak", "previous", "step_size", "last_loss", "rises", "taken", "reduced", "peak_at_check")
@@ -201,7 +202,7 @@ class APGD(AutoPGD):
         stuck = ~memory.reduced & (peak.loss <= memory.peak_at_check)
         back = check & (slow | stuck)
         size = jnp.where(back, memory.step_size / 2, memory.step_size)
-        theta, gradient = _choose(back, (peak.theta, peak.gradient), (theta, gradient))
+        theta, gradient = choose(back, (peak.theta, peak.gradient), (theta, gradient))
         stepped = self._onto(x, self.set.ascend(x, theta, gradient, size))
         # after a restart, too, the momentum is counted from the iterate before the last step
         inertia = (1 - SHARE) * (theta - memory.previous)
@@ -294,18 +295,18 @@ class SparseAPGD(AutoPGD):
         scales, opens, checks = (jnp.asarray(column) for column in self._schedule)
         radius = self._radius(x) * scales[step].astype(x.dtype)
         if self.large_radii:
-            memory = _choose(opens[step], self._opening(theta, radius), memory)
+            memory = choose(opens[step], self._opening(theta, radius), memory)
         peak = memory.peak.or_higher(theta, gradient, state.loss)
         changed = _changed(peak.theta)
         sparser = 20 * changed < 19 * memory.changed
         adapted = jnp.where(sparser, radius, jnp.maximum(memory.step_size / 1.5, radius / 10))
         check = checks[step]
-        remembered = _choose(
+        remembered = choose(
             check,
             Sparsity(peak, adapted, changed, _sparser(changed)),
             dataclasses.replace(memory, peak=peak),
         )
-        theta, gradient = _choose(check & sparser, (peak.theta, peak.gradient), (theta, gradient))
+        theta, gradient = choose(check & sparser, (peak.theta, peak.gradient), (theta, gradient))
         strength = jnp.abs(gradient)
         chosen = (strength >= _kth_largest(strength, remembered.moved)) & (strength > 0)
         share = remembered.step_size / jnp.maximum(jnp.sum(chosen.astype(x.dtype)), 1)
@@ -322,10 +323,6 @@ class SparseAPGD(AutoPGD):
     def _admits(self, x: Image, theta: Image) -> Bool[Array, ""]:
         """Whether an iterate lies in the set itself: those at larger radii may, but rarely do."""
         return self.set.contains(x, theta) if self.large_radii else super()._admits(x, theta)
-
-
-def _choose(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
-    return jax.tree.map(functools.partial(jnp.where, condition), new, old)
 
 
 def _changed(theta: Image) -> Int[Array, ""]:

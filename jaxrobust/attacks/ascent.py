@@ -21,6 +21,7 @@ __all__ = [
     "Ascent",
     "Booking",
     "Loss",
+    "QueryAttack",
     "SearchState",
     "check_run",
     "finite",
@@ -172,6 +173,31 @@ class Booking(Attack):
     @abc.abstractmethod
     def _run(self) -> str:
         """How long it searches, in text."""
+
+
+class QueryAttack(Booking):
+    """An attack without gradients. Its points may be classified anywhere, see `evaluate.HostModel`."""
+
+    @property
+    def gradients(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def asks_to_last(self) -> int:
+        """All of them: training wants the worst point of all."""
+        return self.asks
+
+    def cotangents(self, state: Any, logits: Float[Array, "queries classes"]) -> Array:
+        """None: no gradients are used."""
+        return jnp.zeros((self.queries, 0, logits.shape[-1]), logits.dtype)
+
+    def last(self, state: Any) -> Image:
+        """The worst point, for training."""
+        return self.best(state).image
+
+    def _backwards(self, state: SearchState) -> Int[Array, ""]:
+        return jnp.zeros((), jnp.int32)
 
 
 class Ascent(Booking):

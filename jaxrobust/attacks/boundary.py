@@ -11,9 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks._minimum import MinimumNorm
-from jaxrobust.attacks.ascent import SearchState
+from jaxrobust.attacks.ascent import QueryAttack, SearchState
 from jaxrobust.attacks.base import Points, register
-from jaxrobust.attacks.square import QueryAttack
 from jaxrobust.sets import L2, PerturbationSet
 from jaxrobust.sets.lp import norm, unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree

@@ -13,9 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks.adam import Adam
-from jaxrobust.attacks.ascent import Loss, SearchState, check_run, finite, run_in_words, scaled, step_sizes
+from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState, check_run, finite, run_in_words, scaled, step_sizes
 from jaxrobust.attacks.base import Points, register
-from jaxrobust.attacks.square import QueryAttack
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
-from jaxrobust.attacks.ascent import Booking, Loss, SearchState
+from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState
 from jaxrobust.attacks.base import Points, register
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, pytree
@@ -19,7 +19,7 @@ from jaxrobust.types import Criterion, Image, Key, Logits, pytree
 __all__ = ["GridSearch", "RandomSearch", "grid_search", "worst_of_k"]
 
 
-class Enumeration(Booking):
+class Enumeration(QueryAttack):
     """An attack that asks a fixed number of members, a chunk at a time; subclasses say which."""
 
     chunk: int
@@ -44,16 +44,6 @@ class Enumeration(Booking):
         """As many chunks as hold all points."""
         return math.ceil(self._count / self.queries)
 
-    @property
-    def asks_to_last(self) -> int:
-        """All of them: training wants the worst point of all, and none of them only books."""
-        return self.asks
-
-    @property
-    def gradients(self) -> int:
-        """None."""
-        return 0
-
     def meant(self, state: SearchState) -> Bool[Array, " queries"]:
         """Those of the last chunk that are not beyond the last point."""
         return self._places(state) < self._count
@@ -66,10 +56,6 @@ class Enumeration(Booking):
         """The images of the next chunk; beyond the last point, images that are not looked at."""
         return jax.vmap(self.set.apply, (None, 0))(state.x, self._thetas(state))
 
-    def cotangents(self, state: SearchState, logits: Float[Array, "queries classes"]) -> Array:
-        """None: no gradients are used."""
-        return jnp.zeros((self.queries, 0, logits.shape[-1]), logits.dtype)
-
     def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
         """Books the best point of the chunk if it is better: success first, then loss."""
         meant = self.meant(state)
@@ -77,10 +63,6 @@ class Enumeration(Booking):
         # logits of points that are not meant must not be looked at, not even for NaN
         logits = jnp.where(meant[:, None], logits, logits[:1])
         return self._book(state, self._thetas(state), loss, logits, meant)
-
-    def last(self, state: SearchState) -> Image:
-        """The worst point, for training."""
-        return self.best(state).image
 
     def _places(self, state: SearchState) -> Int[Array, " queries"]:
         return state.asked * self.queries + jnp.arange(self.queries)
@@ -90,9 +72,6 @@ class Enumeration(Booking):
 
     def _forwards(self, state: SearchState) -> Int[Array, ""]:
         return jnp.minimum(state.asked * self.queries, self._count)
-
-    def _backwards(self, state: SearchState) -> Int[Array, ""]:
-        return jnp.zeros((), jnp.int32)
 
     @property
     def _run(self) -> str:

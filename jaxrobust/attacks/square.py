@@ -1,4 +1,4 @@
-"""Attacks that see scores or labels only: what they share, and the Square attack, random search by square windows."""
+"""The Square attack: random search by square windows, from scores only."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
-from jaxrobust.attacks.ascent import Booking, Loss, SearchState
+from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState
 from jaxrobust.attacks.base import Best, Points, is_better, register
 from jaxrobust.sets import L1, L2, Linf, PerturbationSet
 from jaxrobust.sets.lp import unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
-__all__ = ["QueryAttack", "Square", "square"]
+__all__ = ["Square", "square"]
 
 Scalar = Float[Array, ""]
 Mask = Bool[Array, "height width"]
@@ -25,31 +25,6 @@ Mask = Bool[Array, "height width"]
 # after how many queries of 10,000 the fraction of pixels is halved
 HALVED_AFTER = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.int32)
 TILES = 5  # bumps along an edge of the first point
-
-
-class QueryAttack(Booking):
-    """An attack without gradients. Its points may be classified anywhere, see `evaluate.HostModel`."""
-
-    @property
-    def gradients(self) -> int:
-        """None."""
-        return 0
-
-    @property
-    def asks_to_last(self) -> int:
-        """All of them: training wants the worst point of all."""
-        return self.asks
-
-    def cotangents(self, state: Any, logits: Float[Array, "queries classes"]) -> Array:
-        """None: no gradients are used."""
-        return jnp.zeros((self.queries, 0, logits.shape[-1]), logits.dtype)
-
-    def last(self, state: Any) -> Image:
-        """The worst point, for training."""
-        return self.best(state).image
-
-    def _backwards(self, state: SearchState) -> Int[Array, ""]:
-        return jnp.zeros((), jnp.int32)
 
 
 @pytree("set", "p")
