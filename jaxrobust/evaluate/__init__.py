@@ -7,6 +7,9 @@ from jaxrobust.evaluate.lanes import LaneCounts as LaneCounts
 from jaxrobust.evaluate.lanes import LaneResult as LaneResult
 from jaxrobust.evaluate.lanes import predict as predict
 from jaxrobust.evaluate.lanes import run_lanes as run_lanes
+from jaxrobust.evaluate.masking import Check as Check
+from jaxrobust.evaluate.masking import MaskingReport as MaskingReport
+from jaxrobust.evaluate.masking import masking as masking
 from jaxrobust.evaluate.outcomes import AttackOutcome as AttackOutcome
 from jaxrobust.evaluate.outcomes import Evaluation as Evaluation
 from jaxrobust.evaluate.outcomes import Proportion as Proportion
@@ -18,6 +21,9 @@ from jaxrobust.evaluate.run_folder import curves as curves
 from jaxrobust.evaluate.run_folder import is_finished as is_finished
 from jaxrobust.evaluate.run_folder import save_run as save_run
 from jaxrobust.evaluate.run_folder import trajectories as trajectories
+from jaxrobust.evaluate.transfer import Transfer as Transfer
+from jaxrobust.evaluate.transfer import ensemble as ensemble
+from jaxrobust.evaluate.transfer import transfer as transfer
 from jaxrobust.evaluate.uar import ATA as ATA
 from jaxrobust.evaluate.uar import UAR as UAR
 from jaxrobust.evaluate.uar import calibrate as calibrate
@@ -29,22 +35,28 @@ __all__ = [
     "UAR",
     "AttackOutcome",
     "AutoAttack",
+    "Check",
     "Evaluation",
     "HostModel",
     "LaneCounts",
     "LaneResult",
+    "MaskingReport",
     "Proportion",
+    "Transfer",
     "autoattack",
     "calibrate",
     "curve",
     "curves",
+    "ensemble",
     "is_finished",
+    "masking",
     "predict",
     "queries_curve",
     "robustness",
     "run_lanes",
     "save_run",
     "trajectories",
+    "transfer",
     "uar",
     "uar_table",
     "unseen_mean",

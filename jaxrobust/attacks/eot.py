@@ -1,0 +1,317 @@
+"""Expectation over transformation: models that draw random numbers, and any attack on the mean over their draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jaxrobust import _checks
+from jaxrobust.attacks.apgd import apgd
+from jaxrobust.attacks.base import Attack, Best
+from jaxrobust.sets import PerturbationSet
+from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, pytree
+
+__all__ = ["EOT", "RandomClassifier", "autoattack_rand", "eot", "mean_prediction"]
+
+# numbers of draws below this are exact in float32; those of the mean prediction come after them
+MARKS = 2**24
+
+
+@pytree("params")
+class RandomClassifier:
+    """A model that draws random numbers: a randomised defence, or a network behind random transforms.
+
+    Args:
+        apply: `(params, keys (N,), images (N, H, W, C)) -> logits (N, K)`, a key an image, so that every image is
+            treated alone; equal keys and images must give equal logits.
+        params: a pytree of arrays.
+
+    Example:
+        >>> def noisy(w, keys, x):
+        ...     x = x + 0.1 * jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+        ...     return x.reshape(x.shape[0], -1) @ w
+        >>> defence = RandomClassifier(noisy, jnp.ones((4, 3)))
+        >>> defence.mean(jax.random.key(0))(jnp.zeros((2, 2, 2, 1))).shape
+        (2, 3)
+
+    Reference:
+        Athalye, Carlini and Wagner, 2018, arXiv:1802.00420.
+    """
+
+    apply: Callable[..., Any]
+    params: Any
+
+    @staticmethod
+    def transformed(model: Classifier, transform: Callable[..., Any]) -> RandomClassifier:
+        """A classifier that sees every image through a random transform.
+
+        Args:
+            model: the classifier.
+            transform: `(key, image (H, W, C)) -> image`, differentiable where attacks are to use gradients.
+
+        Returns:
+            The random classifier.
+        """
+        return RandomClassifier(_Transformed(model.apply, transform), model.params)
+
+    def mean(self, key: Key, samples: int = 20) -> Classifier:
+        """The mean prediction log Σ_i softmax(z_i)/n over n draws that are fixed by the key: what is to be robust.
+
+        It is an ordinary classifier, for evaluation and for all attacks; `eot` attacks it by draws of its own, so that
+        no attack can fit the draws by which its success is confirmed. n times the cost of the model.
+
+        Args:
+            key: fixes the draws.
+            samples: n ≥ 1.
+
+        Returns:
+            The classifier; its logits are log-probabilities.
+        """
+        _checks.key(key)
+        return Classifier(_Mean(self.apply, _checks.count("samples", samples)), (self.params, key))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Transformed:
+    apply: Callable[..., Any]
+    transform: Callable[..., Any]
+
+    def __call__(self, params: Any, keys: Key, images: Any) -> Array:
+        return self.apply(params, jax.vmap(self.transform)(keys, images))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mean:
+    """Images (N, H, W, C) get the mean prediction; of pairs (N, 2, H, W, C) the second image names the one draw."""
+
+    apply: Callable[..., Any]
+    samples: int
+
+    def __call__(self, params: Any, images: Any) -> Array:
+        weights, key = params
+        images = jnp.asarray(images)
+        draw = functools.partial(jax.random.fold_in, key)
+        if images.ndim == 5:
+            marks = lax.stop_gradient(images[:, 1, 0, 0, 0]).astype(jnp.uint32)
+            return self.apply(weights, jax.vmap(draw)(marks), images[:, 0])
+        keys = jax.vmap(draw)(MARKS + jnp.arange(self.samples, dtype=jnp.uint32))
+        keys = keys[jnp.tile(jnp.arange(self.samples), len(images))]
+        logits = self.apply(weights, keys, jnp.repeat(images, self.samples, 0))
+        return jax.vmap(mean_prediction)(logits.reshape(len(images), self.samples, -1))
+
+
+def mean_prediction(logits: Float[Array, "samples classes"]) -> Logits:
+    """The logarithm of the mean of softmax(z_i) over draws.
+
+    Args:
+        logits: (n, K), one row a draw.
+
+    Returns:
+        (K,) log-probabilities.
+
+    Example:
+        >>> mean_prediction(jnp.log(jnp.array([[0.5, 0.5], [0.25, 0.75]]))).round(4)
+        Array([-0.9808, -0.47  ], dtype=float32)
+    """
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(jnp.asarray(len(logits), logits.dtype))
+
+
+@pytree("state", "key", "asked")
+class EOTState:
+    """The attack's own state, and what makes the next draws."""
+
+    state: Any
+    key: Any
+    asked: Any
+
+
+@pytree("attack")
+class EOT(Attack):
+    """Asks every point of an attack at several draws of the model; see `eot`.
+
+    Args:
+        attack: the attack.
+        samples: n ≥ 1 draws a point (static).
+    """
+
+    attack: Attack
+    samples: int = 20
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attack, type) or callable(self.attack):
+            raise TypeError(f"attack must be an Attack such as attacks.pgd(sets.Linf(8 / 255)); got {self.attack!r}")
+        _checks.count("samples", self.samples)
+
+    @property
+    def set(self) -> PerturbationSet:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.set
+
+    @property
+    def restarts(self) -> int:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.restarts
+
+    @property
+    def ends_early(self) -> bool:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.ends_early
+
+    @property
+    def queries(self) -> int:
+        """Every point of the attack at every draw."""
+        return self.samples * self.attack.queries
+
+    @property
+    def asks(self) -> int:
+        """The attack's."""
+        return self.attack.asks
+
+    @property
+    def asks_to_last(self) -> int:
+        """The attack's."""
+        return self.attack.asks_to_last
+
+    @property
+    def gradients(self) -> int:
+        """The attack's, at every draw."""
+        return self.samples * self.attack.gradients
+
+    def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> EOTState:
+        """The attack's, and a key for the draws."""
+        inner, own = jax.random.split(key)
+        return EOTState(self.attack.init(inner, x, goal, logits), own, jnp.zeros((), jnp.int32))
+
+    def begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, restart: Any) -> EOTState:
+        """The attack's, and a key for the draws."""
+        inner, own = jax.random.split(key)
+        return EOTState(self.attack.begin(inner, x, goal, logits, restart), own, jnp.zeros((), jnp.int32))
+
+    def ask(self, state: EOTState) -> Float[Array, "queries 2 height width channels"]:
+        """The attack's points, each with the numbers of its draws, fresh ones every time."""
+        points = jnp.repeat(self.attack.ask(state.state), self.samples, 0)
+        marks = jax.random.randint(jax.random.fold_in(state.key, state.asked), (self.queries, 1, 1, 1), 0, MARKS)
+        return jnp.stack([points, jnp.broadcast_to(marks.astype(points.dtype), points.shape)], 1)
+
+    def meant(self, state: EOTState) -> Bool[Array, " queries"]:
+        """The draws of the attack's points that are."""
+        return jnp.repeat(self.attack.meant(state.state), self.samples, 0)
+
+    def cotangents(self, state: EOTState, logits: Float[Array, "queries classes"]) -> Array:
+        """The attack's directions, at each draw's own logits."""
+        draws = jnp.moveaxis(self._by_draw(logits), 1, 0)
+        found = jax.vmap(lambda logits: self.attack.cotangents(state.state, logits))(draws)
+        return jnp.moveaxis(found, 0, 1).reshape(self.queries, *found.shape[2:])
+
+    def tell(self, state: EOTState, logits: Float[Array, "queries classes"], gradients: Array) -> EOTState:
+        """Tells the attack the mean prediction and the mean of the gradients."""
+        told = self.attack.tell(
+            state.state,
+            jax.vmap(mean_prediction)(self._by_draw(logits)),
+            jnp.mean(self._by_draw(gradients[:, :, 0]), 1),
+        )
+        return EOTState(told, state.key, state.asked + 1)
+
+    def done(self, state: EOTState) -> Bool[Array, ""]:
+        """Whether the attack is."""
+        return self.attack.done(state.state)
+
+    def best(self, state: EOTState) -> Best:
+        """What the attack has booked; every draw is a forward pass."""
+        best = self.attack.best(state.state)
+        return dataclasses.replace(best, forwards=self.samples * best.forwards, backwards=self.samples * best.backwards)
+
+    def loss_of(self, state: EOTState) -> Float[Array, ""]:
+        """The attack's loss at the mean prediction of the point last asked."""
+        return self.attack.loss_of(state.state)
+
+    def last(self, state: EOTState) -> Image:
+        """The attack's."""
+        return self.attack.last(state.state)
+
+    def bound_to(self, model: Classifier) -> Attack:
+        """The attack when `model` is attacked, which must be the mean of a random classifier."""
+        if not isinstance(model.apply, _Mean):
+            raise ValueError(f"model must be a RandomClassifier's mean(key) for {self}; got a classifier without draws")
+        return cast(Attack, dataclasses.replace(self, attack=self.attack.bound_to(model)))
+
+    def with_radius(self, radius: Number) -> Attack:
+        """The same attack with another radius."""
+        return cast(Attack, dataclasses.replace(self, attack=self.attack.with_radius(radius)))
+
+    def _by_draw(self, rows: Array) -> Array:
+        return rows.reshape(self.attack.queries, self.samples, *rows.shape[1:])
+
+    def __str__(self) -> str:
+        return f"{self.attack}, {self.samples} draws a point"
+
+
+def eot(attack: Attack, *, samples: int = 20) -> EOT:
+    """Expectation over transformation: any attack, on a model that draws random numbers.
+
+    Every point is asked at n fresh draws t_i; the attack is told the mean prediction log Σ_i softmax(z_i)/n and the
+    mean gradient Σ_i ∇ℓ(z_i)/n, of the losses and not of the loss of the mean. Attack `RandomClassifier.mean(key)`:
+    its draws, which the attack does not see, confirm successes, and points that won by luck get `Code.DISAGREED`. So
+    evaluate with `early_stop=False`: the point of highest loss is then confirmed, not the first that had luck.
+
+    Cost: n times the attack's forwards and backwards; the clean and the confirming pass are n of their own.
+
+    Args:
+        attack: the attack, with gradients or without.
+        samples: n ≥ 1 draws a point.
+
+    Returns:
+        The attack.
+
+    Raises:
+        TypeError: not an attack.
+        ValueError: samples below 1; when run, a model that is not the mean of a `RandomClassifier`.
+
+    Example:
+        >>> str(eot(jr.attacks.pgd(jr.sets.Linf(0.3), steps=10)))
+        'gradient ascent in Linf(0.3), 10 steps, random start, cross-entropy, 20 draws a point'
+
+    Reference:
+        Athalye et al., 2018, arXiv:1707.07397 and arXiv:1802.00420.
+    """
+    return EOT(attack, samples)
+
+
+def autoattack_rand(
+    set: PerturbationSet, *, samples: int = 20, steps: int = 100, restarts: int = 1
+) -> dict[str, Attack]:
+    """AutoAttack's version for randomised defences: APGD by cross-entropy, then by DLR, with averaged gradients.
+
+    For `evaluate.autoattack(defence.mean(key), data, attacks=autoattack_rand(set), early_stop=False, key=key)`; see
+    `eot` on early stops.
+
+    Cost: with N steps, R restarts and n draws, 2 R n (N + 1) forwards and 2 R n N backwards.
+
+    Args:
+        set: `Linf`, `L2` or `L1`.
+        samples: draws a step; published: 20.
+        steps: steps of a run, ≥ 1.
+        restarts: independent runs, ≥ 1.
+
+    Returns:
+        Name -> attack, in their order. The original calls a point a success by its last draw, this by the mean
+        prediction.
+
+    Raises:
+        TypeError: another set.
+        ValueError: samples, steps or restarts below 1.
+
+    Reference:
+        Croce and Hein, 2020, arXiv:2003.01690.
+    """
+    return {
+        "apgd-ce": eot(apgd(set, steps=steps, restarts=restarts), samples=samples),
+        "apgd-dlr": eot(apgd(set, steps=steps, restarts=restarts, loss="dlr"), samples=samples),
+    }
