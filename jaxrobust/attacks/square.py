@@ -231,18 +231,28 @@ def _bump(rows: Array, columns: Array, side: Array, turned: Array, power: int, d
 
     A pixel at Chebyshev distance D from the centre of its half gets Σ_{k ≥ D} (k + 1)^(−2) for l2, ^(−4) for l1.
     """
-    a, b = jnp.broadcast_arrays(rows[:, None], columns[None, :])
-    a, b = jnp.where(turned, b, a), jnp.where(turned, a, b)
     first = side // 2
-    upper = a < first
-    centre = jnp.where(upper, first, side - first) // 2
-    away = jnp.maximum(jnp.abs(jnp.where(upper, a, a - first) - centre), jnp.abs(b - first))
-    longest = max(rows.shape[0], columns.shape[0]) // 2 + 2
-    sums = jnp.asarray(
-        np.concatenate([[0], np.cumsum(np.arange(1.0, longest + 1) ** (-2 if power == 2 else -4))]), dtype
-    )
-    inside = (a >= 0) & (a < side) & (b >= 0) & (b < side)
-    heights = jnp.where(inside, sums[first + 1] - sums[jnp.clip(away, 0, first + 1)], 0)
+
+    def along(places: Array, across: Array) -> tuple[Array, Array, Array]:
+        """Of the lines along one axis: distances from the centre, which are in the positive half, which in the window.
+
+        `across`: whether the halves lie one after the other along this axis.
+        """
+        upper = places < first
+        centre = jnp.where(upper, first, side - first) // 2
+        halved = jnp.abs(jnp.where(upper, places, places - first) - centre)
+        within = (places >= 0) & (places < side)
+        return jnp.where(across, halved, jnp.abs(places - first)), upper, within
+
+    down, upper_rows, rows_within = along(rows, ~turned)
+    right, upper_columns, columns_within = along(columns, turned)
+    # k ≥ D = max(down, right) says the same of either, so the sum over k is a product of two small matrices
+    k = jnp.arange(max(rows.shape[0], columns.shape[0]) // 2 + 2, dtype=jnp.int32)
+    weights = jnp.where(k <= first, (k + 1).astype(dtype) ** (-2 if power == 2 else -4), 0)
+    left = jnp.where((k[None] >= down[:, None]) & rows_within[:, None], weights[None], 0)
+    reached = ((k[:, None] >= right[None]) & columns_within[None]).astype(dtype)
+    heights = jnp.matmul(left, reached, precision="highest")
+    upper = jnp.where(turned, upper_columns[None], upper_rows[:, None])
 
     def normed(values: Array) -> Array:
         mass = jnp.sum(jnp.abs(values) ** power)
