@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import importlib.util
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +15,7 @@ import jax
 import numpy as np
 import tyro
 
-__all__ = ["REGISTRY", "Figure", "Settings", "Timing", "against", "compilations", "register", "seconds"]
+__all__ = ["REGISTRY", "Figure", "Settings", "Timing", "against", "compilations", "missing", "register", "seconds"]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -23,7 +25,7 @@ class Settings:
     """The benchmarks of jaxrobust: ratios of what is timed in one run, and numbers to be reproduced.
 
     Args:
-        names: which benchmarks to run; all by default.
+        names: which benchmarks to run; by default all whose packages are installed.
         output: a new JSON file, or a folder, in which the file is named after the device and the date.
         quick: small networks, few images and steps, to see that it runs; its figures mean nothing.
         pairs: how often each timed pair is repeated; by default each benchmark's own number.
@@ -111,10 +113,30 @@ Benchmark = Callable[[Settings], Iterator[Figure]]
 REGISTRY: dict[str, Benchmark] = {}
 
 
-def register(benchmark: Benchmark) -> Benchmark:
-    """Enter a benchmark under its function's name."""
+# benchmark -> packages it needs besides those of the tests; without them it is left out unless it is named
+NEEDS: dict[str, tuple[str, ...]] = {}
+
+
+def register(benchmark: Benchmark | None = None, *, needs: tuple[str, ...] = ()) -> Any:
+    """Enter a benchmark under its function's name.
+
+    Args:
+        benchmark: the function; or None, for a decorator.
+        needs: packages to be installed first.
+
+    Returns:
+        The benchmark, or the decorator.
+    """
+    if benchmark is None:
+        return functools.partial(register, needs=needs)
     REGISTRY[benchmark.__name__] = benchmark
+    NEEDS[benchmark.__name__] = needs
     return benchmark
+
+
+def missing(name: str) -> list[str]:
+    """The packages that a benchmark needs and that are not installed."""
+    return [package for package in NEEDS.get(name, ()) if importlib.util.find_spec(package) is None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,8 @@ import tyro
 from benchmarks import (
     attack_overhead,
     autoattack,
+    beside_foolbox,
+    beside_torchattacks,
     lanes_early_stop,
     mnist_at,
     mnist_vanilla,
@@ -30,7 +32,7 @@ from benchmarks import (
     set_costs,
     wasserstein,
 )
-from benchmarks.harness import REGISTRY, ROOT, Settings
+from benchmarks.harness import REGISTRY, ROOT, Settings, missing
 from benchmarks.tables import table
 from jaxrobust import _checks
 from jaxrobust._store import versions
@@ -49,6 +51,8 @@ MODULES = (
     wasserstein,
     attack_overhead,
     autoattack,
+    beside_torchattacks,
+    beside_foolbox,
 )
 
 
@@ -62,9 +66,13 @@ def main(settings: Settings) -> dict[str, Any]:
         What the file holds.
 
     Raises:
-        ValueError: an unknown name, a count below 1, or an output that exists already.
+        ValueError: an unknown name, one whose packages are missing, a count below 1, or an output that exists already.
     """
-    names = [_checks.choice("names", name, REGISTRY) for name in settings.names] or list(REGISTRY)
+    names = [_checks.choice("names", name, REGISTRY) for name in settings.names]
+    for name in names:
+        if missing(name):
+            raise ValueError(f"names: {name} needs packages that are not installed: {', '.join(missing(name))}")
+    names = names or [name for name in REGISTRY if not missing(name)]
     for name in ("pairs", "at_epochs", "at_steps", "at_width", "at_examples"):
         if getattr(settings, name) is not None:
             _checks.count(name, getattr(settings, name))

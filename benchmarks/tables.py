@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -69,7 +70,7 @@ def _cells(figure: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if (math.isfinite(value) and value == round(value)) or abs(value) >= 1000 else f"{value:.4g}"
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def advance(attack: Attack, model: Classifier, states: Any, *, stop: Stop, gradi
         )
         gradients = gradients.reshape(count, queries, -1, *flat.shape[1:])
     else:
-        gradients = jnp.zeros((count, queries, 1, *flat.shape[1:]), flat.dtype)
+        # behind a barrier, else XLA may spend seconds on folding what an attack makes of zeros
+        gradients = lax.optimization_barrier(jnp.zeros((count, queries, 1, *flat.shape[1:]), flat.dtype))
 
     def tell(state: Any, logits: Array, gradients: Array) -> Any:
         frozen = is_finished(attack, state, stop)

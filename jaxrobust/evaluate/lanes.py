@@ -32,6 +32,7 @@ __all__ = ["LaneCounts", "LaneResult", "check", "predict", "replicated", "run_la
 PEEK = {"cpu": 1}
 PEEK_ELSEWHERE = 4
 PEEK_IN_STEP = 16
+WIDTHS = 8  # numbers of lanes for small data sets
 SAVE_EVERY = 30.0  # seconds between two saves
 SAVE_SHARE = 0.05  # of the wall time at most goes into saves
 
@@ -84,7 +85,8 @@ def run_lanes(
         key: makes all randomness; example i uses fold_in(key, indices[i]).
         indices: (N,) integers ≥ 0, by default 0 … N−1.
         logits: (N, K) clean logits, computed here if not given.
-        lanes: examples in flight at once, ≥ 1; rounded up to a multiple of the number of devices.
+        lanes: examples in flight at once, ≥ 1; fewer where there are not so many, rounded up to a multiple of the
+            number of devices.
         early_stop: whether an example's first success frees its lane.
         devices: where to run; by default all local devices, the lanes split evenly among them.
         save: a file to which finished examples and the lanes' state are saved from time to time; a run that finds the
@@ -102,17 +104,19 @@ def run_lanes(
     began = time.perf_counter()
     everywhere = replicated(devices)
     split = len(everywhere.mesh.devices)
-    width = -(-_checks.count("lanes", lanes) // split) * split
+    part = max(_checks.count("lanes", lanes) // WIDTHS, 1)
     indices, classes = check(attack, model, images, labels, key=key, indices=indices)
+    # no wider than there are examples, in few sizes, since each is a program of its own
+    width = -(-min(lanes, -(-len(images) // part) * part) // split) * split
     if logits is not None and np.shape(logits) != (len(images), classes):
         raise ValueError(f"logits must have shape {(len(images), classes)}; got {np.shape(logits)}")
     goal = jax.tree.map(np.asarray, _checks.criterion(labels, images))
     images = np.clip(np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype)), 0, 1)
     model = jax.device_put(model, everywhere)
     if logits is None:
-        logits = predict(model, images, batch_size=width)
+        logits = predict(model, images, batch_size=lanes)
     stop: engine.Stop = "success" if early_stop else "clean"
-    job = _Run(attack, model, images, goal, key, indices, np.asarray(logits), width, stop, everywhere)
+    job = _Run(attack, model, images, goal, key, indices, np.asarray(logits), width, lanes, stop, everywhere)
     path = None if save is None else pathlib.Path(save)
     if path is not None:
         job.resume(path)
@@ -202,6 +206,7 @@ class _Run:
         indices: np.ndarray,
         logits: np.ndarray,
         width: int,
+        batch: int,
         stop: engine.Stop,
         everywhere: NamedSharding,
     ) -> None:
@@ -209,6 +214,7 @@ class _Run:
             attack = attack.bound_to(model)
         self.attack, self.model, self.images, self.goal = attack, model, images, goal
         self.key, self.indices, self.logits, self.width, self.stop = key, indices, logits, width, stop
+        self.batch = batch  # of plain forward passes, the same for all widths
         # on every device once, not again with every call
         self.there = _There(*jax.device_put((attack, model, key), everywhere))
         mesh = everywhere.mesh
@@ -336,7 +342,7 @@ class _Run:
         claimed = np.flatnonzero(best["success"])
         logits = self.logits.copy()
         if len(claimed):
-            logits[claimed] = predict(self.there.model, best["image"][claimed], batch_size=self.width)
+            logits[claimed] = predict(self.there.model, best["image"][claimed], batch_size=self.batch)
         confirmed = best["success"] & np.asarray(met(self.goal, logits))
         booked = (best["success"], confirmed, best["non_finite"], best["forwards"])
         return AttackResult(

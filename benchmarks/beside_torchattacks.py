@@ -1,0 +1,81 @@
+"""AutoAttack here and in torchattacks, on the same network and images, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxrobust as jr
+from benchmarks import work
+from benchmarks.harness import Figure, Settings, register
+
+ROWS = (("linf", 0.1), ("l2", 1.0))
+
+
+@register(needs=("torch", "torchattacks"))
+def beside_torchattacks(settings: Settings) -> Iterator[Figure]:
+    """AutoAttack standard on `mnist_vanilla`, first 1,000 test images: accuracy and wall time, torchattacks' beside."""
+    images, labels = jr.data.load("mnist", split=f"test[:{50 if settings.quick else 1000}]")
+    model = work.released(settings, "mnist_vanilla")
+    network = _torch_network(settings)
+    for norm, radius in ROWS:
+        began = time.perf_counter()
+        left = _torchattacks(network, images, labels, norm, radius, settings.seed)
+        theirs = time.perf_counter() - began
+        began = time.perf_counter()
+        found = jr.evaluate.autoattack(
+            model,
+            (images, labels),
+            norm=norm,
+            radius=radius,
+            key=jax.random.key(settings.seed),
+            progress=settings.progress,
+        )
+        ours = time.perf_counter() - began
+        title = f"mnist_vanilla, {norm} {radius}"
+        yield Figure(f"{title}: accuracy by torchattacks", 100 * left, "%")
+        yield Figure(f"{title}: accuracy here", 100 * found.accuracy, "%")
+        yield Figure(f"{title}: wall time of torchattacks", theirs, "s")
+        yield Figure(f"{title}: wall time here, compilation included", ours, "s")
+        yield Figure(f"{title}: wall time over that of torchattacks", ours / theirs, target=0.25)
+
+
+def _torchattacks(network: Any, images: Any, labels: Any, norm: str, radius: float, seed: int) -> float:
+    import torch
+    import torchattacks
+
+    attack = torchattacks.AutoAttack(network, norm=norm.capitalize(), eps=radius, seed=seed)
+    clean = torch.from_numpy(np.ascontiguousarray(np.transpose(images, (0, 3, 1, 2))))
+    truth = torch.from_numpy(np.asarray(labels).astype(np.int64))
+    points = attack(clean, truth)
+    with torch.no_grad():
+        return float((network(points).argmax(1) == truth).float().mean())
+
+
+def _torch_network(settings: Settings) -> Any:
+    """The same network in PyTorch; its first dense layer's rows come in channel-first order."""
+    import torch
+
+    class HeightWidthChannel(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.permute(0, 2, 3, 1).flatten(1)
+
+    layers = {
+        "conv1": torch.nn.Conv2d(1, 16, 4, stride=2, padding=1),
+        "conv2": torch.nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        "dense1": torch.nn.Linear(1568, 100),
+        "dense2": torch.nn.Linear(100, 10),
+    }
+    with np.load(settings.weights.with_name("mnist_vanilla.npz")) as weights, torch.no_grad():
+        for name, layer in layers.items():
+            kernel = weights[f"{name}.kernel"]
+            order = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
+            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel.transpose(order))))
+            layer.bias.copy_(torch.from_numpy(weights[f"{name}.bias"]))
+    conv1, conv2, dense1, dense2 = layers.values()
+    relu = torch.nn.ReLU()
+    return torch.nn.Sequential(conv1, relu, conv2, relu, HeightWidthChannel(), dense1, relu, dense2).eval()
