@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks._minimum import (
+    LEAST,
     MinimumNorm,
     check_steps,
     differences,
@@ -78,7 +79,8 @@ class DeepFool(MinimumNorm):
         normal, gap = nearest_boundary(classes, state.goal.label, logits[0], gradients[0], p)
         slope = dual_norm(normal, p)
         step = unit(normal) if p == 2 else jnp.sign(normal)
-        total = total + jnp.where(slope > 0, jnp.abs(gap) / jnp.where(slope > 0, slope, 1), 0) * step
+        length = jnp.where(slope > 0, jnp.maximum(jnp.abs(gap) / jnp.where(slope > 0, slope, 1), LEAST), 0)
+        total = total + length * step
         overshoot = jnp.asarray(self.overshoot).astype(state.x.dtype)
         theta = self._inside(state.x, (1 + overshoot) * total, state.theta)
         theta = jnp.where(crossed, state.theta, theta)
@@ -126,8 +128,8 @@ def deepfool(set: PerturbationSet, *, steps: int = 50, candidates: int = 10, ove
 
     Reference:
         Moosavi-Dezfooli et al., 2016, arXiv:1511.04599. The released code adds 1e-4 to every step, attacks the
-        predicted class and leaves the box; here the step is the paper's, the label is the criterion's, and points are
-        clipped to the box.
+        predicted class and leaves the box; here steps have at least that length, the label is the criterion's, and
+        points are clipped to the box. Without a least length clipped points creep up to the boundary and never cross.
     """
     order_of(set, "deepfool", (2, math.inf))
     return DeepFool(set, steps, candidates, overshoot)

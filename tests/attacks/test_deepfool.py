@@ -30,6 +30,16 @@ def test_one_step_is_exact_on_a_linear_model_and_then_it_is_done(rng):
     assert (np.asarray(found.backwards) == tiny.CLASSES - 1).all()
 
 
+@pytest.mark.parametrize("ball", [sets.L2(1e3), sets.Linf(1.0)], ids=str)
+def test_the_box_does_not_keep_it_from_crossing(ball, rng):
+    """On black and white pixels half of every step is clipped away, so that exact steps would only creep up."""
+    model = tiny.linear_classifier(rng, scale=0.5)
+    images = rng.integers(0, 2, (16, *tiny.SHAPE)).astype(np.float32)
+    labels = np.asarray(model(images)).argmax(-1)
+    found = attacks.run(deepfool(ball), model, images, labels, key=KEY)
+    assert found.success.all()
+
+
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="set must be L2 or Linf for deepfool"):
         deepfool(sets.L1(1.0))
