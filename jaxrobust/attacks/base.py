@@ -187,4 +187,5 @@ def register(
     """
     if name in REGISTRY:
         raise ValueError(f"name must be new in the registry of attacks; got {name!r} again")
-    REGISTRY[name] = Entry(make, on, factory or getattr(make, "func", make), use)
+    made_by: Callable[..., Any] = getattr(make, "func", make) if factory is None else factory
+    REGISTRY[name] = Entry(make, on, made_by, use)

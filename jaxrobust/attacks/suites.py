@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 from jaxrobust import _checks
 from jaxrobust.attacks.adam import recoloradv, stadv
@@ -137,7 +138,11 @@ def suite(
         arXiv:2006.12655; Kang et al., 2019, arXiv:1908.08016.
     """
     _checks.choice("name", name, [*SUITES, *UNFORESEEN, "minimal", "pat-cifar10"])
-    options = {"radius": (radius, SUITES), "level": (level, UNFORESEEN), "network": (network, ("pat-cifar10",))}
+    options: dict[str, tuple[Any, Collection[str]]] = {
+        "radius": (radius, SUITES),
+        "level": (level, UNFORESEEN),
+        "network": (network, ("pat-cifar10",)),
+    }
     for option, (value, suites) in options.items():
         if value is not None and name not in suites:
             raise ValueError(f"{option} must be None for the suite {name!r}, which has none to choose; got {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import pathlib
 import re
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tyro
 
 from jaxrobust import sets
 from jaxrobust.attacks.adam import recoloradv, stadv
@@ -189,20 +189,14 @@ def _table(head: tuple[str, ...], cells: Iterable[tuple[str, ...]]) -> list[str]
 
 def main() -> None:
     """Print the page, or write it to its place."""
-
-    def table(*, write: bool = False) -> None:
-        """The table of all attacks, in Markdown.
-
-        Args:
-            write: whether to write it to its place beside this module instead of printing it.
-        """
-        if write:
-            PAGE.write_text(page(), encoding="utf-8")
-            sys.stdout.write(f"{PAGE}\n")
-        else:
-            sys.stdout.write(page())
-
-    tyro.cli(table, prog="python -m jaxrobust.attacks.table")
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxrobust.attacks.table", description="The table of all attacks, in Markdown."
+    )
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} beside the module, print nothing")
+    if parser.parse_args().write:
+        PAGE.write_text(page(), encoding="utf-8")
+    else:
+        sys.stdout.write(page())
 
 
 if __name__ == "__main__":
