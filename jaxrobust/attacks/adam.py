@@ -98,6 +98,8 @@ def adam(
     ℓ(model(apply(x, θ))) − penalty(x, θ); the penalty is the set's own, such as a flow's roughness. Every entry of θ
     moves by about α, so α is in the unit of the entries; for sets bounded entry by entry that is the radius's.
 
+    Cost: (steps + 1) · restarts forwards, steps · restarts backwards.
+
     Args:
         set: what the adversary may do.
         steps: steps of a run, ≥ 1. Published: 100 in evaluation, 20 in training.
@@ -129,6 +131,8 @@ def adam(
 def stadv(set: PerturbationSet, *, steps: int = 100, step_size: Number = 0.01) -> Adam:
     """StAdv in its bounded form: Adam on the flow, ascending the margin less the flow's roughness.
 
+    Cost: steps + 1 forwards, steps backwards.
+
     Args:
         set: the flows, `sets.Flow(0.05)` in the published tables.
         steps: steps, ≥ 1.
@@ -147,6 +151,8 @@ def stadv(set: PerturbationSet, *, steps: int = 100, step_size: Number = 0.01) -
 def recoloradv(set: PerturbationSet, *, steps: int = 100, step_size: Number = 0.001) -> Adam:
     """ReColorAdv: Adam on the colour function's grid, ascending the margin less the grid's roughness.
 
+    Cost: steps + 1 forwards, steps backwards.
+
     Args:
         set: the colour functions, `sets.ReColor(0.06)` in the published tables, or a sequence with others.
         steps: steps, ≥ 1.
@@ -161,4 +167,4 @@ def recoloradv(set: PerturbationSet, *, steps: int = 100, step_size: Number = 0.
     return adam(set, steps=steps, step_size=step_size)
 
 
-register("adam", adam)
+register("adam", adam, use="Sets whose parameters have no natural steepest step, such as flows and colour maps.")

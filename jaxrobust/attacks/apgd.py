@@ -440,7 +440,11 @@ def apgd_t(
     return apgd(set, steps=steps, restarts=restarts, loss="dlr", targets=targets, large_radii=large_radii)
 
 
-register("apgd", apgd)
+register(
+    "apgd",
+    apgd,
+    use="First choice for accuracy in lp balls: there is no step size to choose. Take cross-entropy and DLR both.",
+)
 register("apgd_dlr", functools.partial(apgd, loss="dlr"))
-register("apgd_t", functools.partial(apgd_t, targets=3))
+register("apgd_t", functools.partial(apgd_t, targets=3), use="The strongest part of AutoAttack, at one run a target.")
 register("apgd_l1", functools.partial(apgd, large_radii=True), on="l1")

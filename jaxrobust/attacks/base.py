@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -13,7 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, pytree
 
-__all__ = ["REGISTRY", "Attack", "Best", "is_better", "register"]
+__all__ = ["KNOWLEDGE", "REGISTRY", "Attack", "Best", "Knowledge", "is_better", "register"]
+
+Knowledge = Literal["gradients", "scores", "decisions"]
+# what the adversary must see of the model, from the most to the least
+KNOWLEDGE: tuple[Knowledge, ...] = ("gradients", "scores", "decisions")
 
 State = Any
 Points = Float[Array, "queries height width channels"]
@@ -83,6 +87,11 @@ class Attack(abc.ABC):
         return self.queries * (self.asks - 1)
 
     @property
+    def knowledge(self) -> Knowledge:
+        """What the adversary must see of the model: its gradients, else its logits; some override it by the label."""
+        return "gradients" if self.gradients else "scores"
+
+    @property
     def asks_to_last(self) -> int:
         """Asks before `last` is known: all but the one that only books, unless it takes that one to choose."""
         return self.asks - 1
@@ -139,10 +148,14 @@ class Attack(abc.ABC):
 
 
 class Entry(NamedTuple):
-    """A registered attack: how to make it from a set, with its defaults, and the name of a set that suits it."""
+    """A registered attack: how to make it from a set, with its defaults, the name of a set that suits it, the public
+    function that makes it, and what it is to be used for.
+    """
 
     make: Callable[[PerturbationSet], Attack]
     on: str
+    factory: Callable[..., Any]
+    use: str
 
     def __call__(self, set: PerturbationSet) -> Attack:
         return self.make(set)
@@ -152,17 +165,27 @@ class Entry(NamedTuple):
 REGISTRY: dict[str, Entry] = {}
 
 
-def register(name: str, make: Callable[[PerturbationSet], Attack], *, on: str = "linf") -> None:
+def register(
+    name: str,
+    make: Callable[[PerturbationSet], Attack],
+    *,
+    on: str = "linf",
+    factory: Callable[..., Any] | None = None,
+    use: str = "",
+) -> None:
     """Enter an attack into the table over which laws are tested and tables are made.
 
     Args:
         name: how the attack is called in suites and command lines.
         make: from a set to the attack with its defaults.
         on: the registered set on which the laws are tested.
+        factory: the public function that `make` calls, where it is neither `make` nor what `make` is a partial of.
+        use: what it is recommended for, in a sentence; of several entries of one factory the first says it.
 
     Raises:
         ValueError: the name is taken.
     """
     if name in REGISTRY:
         raise ValueError(f"name must be new in the registry of attacks; got {name!r} again")
-    REGISTRY[name] = Entry(make, on)
+    made_by: Callable[..., Any] = getattr(make, "func", make) if factory is None else factory
+    REGISTRY[name] = Entry(make, on, made_by, use)

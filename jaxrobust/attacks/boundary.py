@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -44,6 +45,7 @@ class Decision(QueryAttack, MinimumNorm):
     kinds: tuple[type, ...]  # the balls whose norm the attack has a form for
     # the walk may converge, or find no start, before its budget is spent
     ends_early = True
+    knowledge = "decisions"
 
     def __post_init__(self) -> None:
         if isinstance(self.set, type):
@@ -299,4 +301,9 @@ def boundary(
     return Boundary(set, queries, starts, spherical_step, source_step, adaptation, restarts)
 
 
-register("boundary", lambda ball: boundary(ball, queries=60), on="l2")
+register(
+    "boundary",
+    functools.partial(boundary, queries=60),
+    on="l2",
+    use="Comparison with older papers; `hop_skip_jump` needs fewer queries.",
+)

@@ -337,6 +337,11 @@ def carlini_wagner(
     return form(set, **{name: value for name, value in given.items() if value is not None})
 
 
-register("cw", functools.partial(carlini_wagner, steps=10, rounds=3), on="l2")
+register(
+    "cw",
+    functools.partial(carlini_wagner, steps=10, rounds=3),
+    on="l2",
+    use="Thorough l2 distances where time does not matter; the l∞ and l0 forms for comparison with older papers.",
+)
 register("cw_linf", functools.partial(carlini_wagner, steps=10, rounds=5), on="linf")
 register("cw_l0", functools.partial(carlini_wagner, steps=10, rounds=5), on="l0")

@@ -250,4 +250,9 @@ def corner_search(
     return CornerSearch(set, queries, best, samples, chunk)
 
 
-register("corner_search", functools.partial(corner_search, queries=300, best=10, samples=10, chunk=20), on="l0_linf")
+register(
+    "corner_search",
+    functools.partial(corner_search, queries=300, best=10, samples=10, chunk=20),
+    on="l0_linf",
+    use="Sparse changes of small images when only scores are known; `sparse_rs` needs fewer queries.",
+)

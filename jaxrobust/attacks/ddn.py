@@ -121,4 +121,4 @@ def ddn(
     return DDN(set, steps, rate, first_norm, step_size, levels)
 
 
-register("ddn", ddn, on="l2")
+register("ddn", ddn, on="l2", use="l2 distances in about a hundred gradients, and training on them.")

@@ -135,4 +135,9 @@ def deepfool(set: PerturbationSet, *, steps: int = 50, candidates: int = 10, ove
     return DeepFool(set, steps, candidates, overshoot)
 
 
-register("deepfool", functools.partial(deepfool, steps=10, candidates=4), on="l2")
+register(
+    "deepfool",
+    functools.partial(deepfool, steps=10, candidates=4),
+    on="l2",
+    use="A quick look at distances; what it finds is not the smallest, see `fmn`.",
+)

@@ -154,4 +154,9 @@ def ead(
     return EAD(set, steps, rounds, decision, shrinkage, confidence, constant, step_size)
 
 
-register("ead", functools.partial(ead, steps=10, rounds=3), on="l1")
+register(
+    "ead",
+    functools.partial(ead, steps=10, rounds=3),
+    on="l1",
+    use="Thorough l1 distances where time does not matter; else `fmn`.",
+)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
 from jaxrobust.attacks.apgd import apgd
-from jaxrobust.attacks.base import Attack, Best
+from jaxrobust.attacks.base import Attack, Best, Knowledge
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, pytree
 
@@ -173,6 +173,11 @@ class EOT(Attack):
     def asks(self) -> int:
         """The attack's."""
         return self.attack.asks
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """The attack's."""
+        return self.attack.knowledge
 
     @property
     def asks_to_last(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -363,5 +364,13 @@ def spsa(
     return SPSA(set, steps, samples, chunk, spread, step_size, relative_step_size, restarts, loss)
 
 
-register("nes", lambda space: nes(space, steps=5, samples=10, chunk=1))
-register("spsa", lambda space: spsa(space, steps=5, samples=8, chunk=1))
+register(
+    "nes",
+    functools.partial(nes, steps=5, samples=10, chunk=1),
+    use="Sets other than lp balls when only scores are known; in lp balls `square` needs fewer queries.",
+)
+register(
+    "spsa",
+    functools.partial(spsa, steps=5, samples=8, chunk=1),
+    use="As `nes`; a check whether a defence only hides its gradients.",
+)

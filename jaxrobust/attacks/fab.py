@@ -216,5 +216,9 @@ def fab(
     return FAB(set, steps, restarts, targets, candidates, bias, overshoot, backward)
 
 
-register("fab", functools.partial(fab, steps=10, candidates=4))
+register(
+    "fab",
+    functools.partial(fab, steps=10, candidates=4),
+    use="Part of AutoAttack; distances in lp without anything to tune.",
+)
 register("fab_t", functools.partial(fab, steps=10, targets=3), on="l2")

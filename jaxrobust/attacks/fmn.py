@@ -140,4 +140,4 @@ def fmn(
     return FMN(set, steps, step_size, rate, last_rate)
 
 
-register("fmn", fmn, on="l1")
+register("fmn", fmn, on="l1", use="First choice for distances in lp: a hundred gradients, nothing to tune.")

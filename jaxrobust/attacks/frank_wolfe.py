@@ -87,6 +87,8 @@ def frank_wolfe(
     θ ← θ + γ_t (s_t − θ) with s_t = argmax_s <∇_θ ℓ, s> over the set: every iterate is a mean of members, so nothing
     is projected. With either γ_t the first step goes all the way (γ₀ = 1).
 
+    Cost: (steps + 1) · restarts forwards, steps · restarts backwards.
+
     Args:
         set: what the adversary may do: an lp ball, a Wasserstein ball, a JPEG l1 ball. Of a set that is not convex
             (l0) only iterates that are members are kept, which are few.
@@ -115,4 +117,8 @@ def frank_wolfe(
     return FrankWolfe(set, steps, averaging, restarts=restarts, start=start, loss=loss)
 
 
-register("frank_wolfe", frank_wolfe)
+register(
+    "frank_wolfe",
+    frank_wolfe,
+    use="Convex sets on which a linear function is easier to maximise than to project: Wasserstein balls first.",
+)

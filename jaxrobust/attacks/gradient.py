@@ -98,6 +98,8 @@ def pgd(
     θ₀ is a random member of the set, then θ ← P(ascend(θ, ∇_θ ℓ, α)): for `Linf` x ← clip(x + α sign ∇ℓ) in the ball
     and the box, for `L2` along ∇ℓ/‖∇ℓ‖₂, for `L1` along the largest entries. The best iterate is kept.
 
+    Cost: (steps + 1) · restarts forwards, steps · restarts backwards.
+
     Args:
         set: what the adversary may do.
         steps: gradient steps of a run, ≥ 1. Typical: 10 in training, 20–100 in evaluation.
@@ -141,6 +143,8 @@ def fgsm(set: PerturbationSet, *, loss: Loss = "cross_entropy") -> PGD:
     For `Linf`, x' = clip(x + ε sign ∇ℓ(x)), the exact maximiser for a linear model; for other sets their own
     steepest ascent.
 
+    Cost: 2 forwards, 1 backward.
+
     Args:
         set: what the adversary may do.
         loss: as in `pgd`.
@@ -158,6 +162,8 @@ def r_fgsm(set: PerturbationSet, *, relative_start_size: Number = 0.5, loss: Los
     """R+FGSM: a small step along Gaussian noise, then one gradient step of what is left of the radius.
 
     For `Linf`, x₁ = x + α sign N(0, I) and x' = x₁ + (ε − α) sign ∇ℓ(x₁).
+
+    Cost: 2 forwards, 1 backward.
 
     Args:
         set: what the adversary may do.
@@ -180,6 +186,8 @@ def r_fgsm(set: PerturbationSet, *, relative_start_size: Number = 0.5, loss: Los
 def rs_fgsm(set: PerturbationSet, *, relative_step_size: Number = 1.25, loss: Loss = "cross_entropy") -> PGD:
     """RS-FGSM, the "fast" attack: a random start in the set, one step of 1.25 radii, projection.
 
+    Cost: 2 forwards, 1 backward.
+
     Args:
         set: what the adversary may do.
         relative_step_size: α as a fraction of the radius.
@@ -198,6 +206,8 @@ def bim(
     set: PerturbationSet, *, steps: int | None = None, step_size: Number | None = None, loss: Loss = "cross_entropy"
 ) -> PGD:
     """The basic iterative method: gradient ascent from the clean image.
+
+    Cost: steps + 1 forwards, steps backwards.
 
     Args:
         set: what the adversary may do.
@@ -227,6 +237,8 @@ def least_likely(
 
     Success stays what the criterion says; with labels that is misclassification.
 
+    Cost: steps + 1 forwards, steps backwards.
+
     Args:
         set: what the adversary may do.
         steps: as in `bim`; 1 gives the one-step variant.
@@ -246,6 +258,8 @@ def least_likely(
 def mi_fgsm(set: PerturbationSet, *, steps: int = 10, momentum: Number = 1.0, loss: Loss = "cross_entropy") -> PGD:
     """Momentum iterative FGSM: g ← μ g + ∇ℓ/‖∇ℓ‖₁ and a step of radius/steps along g, from the clean image.
 
+    Cost: steps + 1 forwards, steps backwards.
+
     Args:
         set: what the adversary may do; the paper has `Linf(16 / 255)`.
         steps: T ≥ 1.
@@ -262,13 +276,14 @@ def mi_fgsm(set: PerturbationSet, *, steps: int = 10, momentum: Number = 1.0, lo
     return PGD(set, steps=steps, relative_step_size=relative, start="clean", momentum=momentum, loss=loss)
 
 
-for _name, _make in {
-    "pgd": pgd,
-    "fgsm": fgsm,
-    "r_fgsm": r_fgsm,
-    "rs_fgsm": rs_fgsm,
-    "bim": bim,
-    "least_likely": least_likely,
-    "mi_fgsm": mi_fgsm,
-}.items():
-    register(_name, _make)
+register(
+    "pgd",
+    pgd,
+    use="First choice in training and for a quick evaluation, on any set: 20 to 100 steps, several restarts.",
+)
+register("fgsm", fgsm, use="A cheap sanity check, which `pgd` must beat; never the only attack of a report.")
+register("r_fgsm", r_fgsm, use="One-step training; evaluate with `pgd`.")
+register("rs_fgsm", rs_fgsm, use="Fast adversarial training; evaluate with `pgd`.")
+register("bim", bim, use="Comparison with older papers; `pgd` starts at random besides.")
+register("least_likely", least_likely, use="Comparison with older papers, and data sets whose classes are much alike.")
+register("mi_fgsm", mi_fgsm, use="Crafting points that are to fool other models too.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -376,4 +377,9 @@ def hop_skip_jump(
     return HopSkipJump(set, iterations, queries, starts, chunk, samples, gamma, restarts)
 
 
-register("hop_skip_jump", lambda ball: hop_skip_jump(ball, queries=60, chunk=1), on="l2")
+register(
+    "hop_skip_jump",
+    functools.partial(hop_skip_jump, queries=60, chunk=1),
+    on="l2",
+    use="First choice when only labels are known.",
+)

@@ -200,4 +200,9 @@ def jsma(
     return JSMA(set, steps, targets, change, direction, outputs)
 
 
-register("jsma", functools.partial(jsma, targets=3), on="l0_coordinate")
+register(
+    "jsma",
+    functools.partial(jsma, targets=3),
+    on="l0_coordinate",
+    use="Comparison with older papers; slow on large images, and `sigma_zero` changes fewer entries.",
+)

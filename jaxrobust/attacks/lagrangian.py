@@ -140,6 +140,8 @@ def lpa(
     of the set or on its boundary; within each round steps shrink from the radius to a tenth of it, measured in the
     set's own distance. The perturbation is carried from round to round, and in the end projected.
 
+    Cost: (rounds · steps + 1) · restarts forwards, rounds · steps · restarts backwards; distances come on top.
+
     Args:
         set: what the adversary may do; the paper has `Perceptual`, with which the random start is the paper's noise.
         steps: steps of a round, ≥ 1. Published: 40 in evaluation, 20 by default.
@@ -180,6 +182,8 @@ def fast_lpa(
 
     Ascends ℓ − λ_t max(0, size − radius) with λ_t = 10^{t/T} and steps from the radius to a tenth of it.
 
+    Cost: steps + 1 forwards, steps backwards; distances come on top.
+
     Args:
         set: what the adversary may do; the paper has `Perceptual`.
         steps: T ≥ 1. Published: 20 by default, 10 in training.
@@ -202,5 +206,10 @@ def fast_lpa(
     return Lagrangian(set, steps, raises="steps", multiplier=1.0, guard=1e-4, project=project, start=start, loss=loss)
 
 
-register("lpa", lpa, on="l2")
-register("fast_lpa", functools.partial(fast_lpa, project=True), on="l2")
+register("lpa", lpa, on="l2", use="First choice on perceptual balls; report `ppgd` beside it.")
+register(
+    "fast_lpa",
+    functools.partial(fast_lpa, project=True),
+    on="l2",
+    use="Perceptual adversarial training; evaluate with `lpa`.",
+)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks._minimum import choose
-from jaxrobust.attacks.base import Attack, Best, Points, register
+from jaxrobust.attacks.base import Attack, Best, Knowledge, Points, register
 from jaxrobust.attacks.gradient import pgd
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, pytree
@@ -84,6 +84,11 @@ class Minimal(Attack):
     def gradients(self) -> int:
         """Those of the attack, for every radius."""
         return self.steps * self.attack.gradients
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """The attack's."""
+        return self.attack.knowledge
 
     @property
     def asks_to_last(self) -> int:
@@ -228,4 +233,9 @@ def _example(set: PerturbationSet) -> Minimal:
     return minimal(pgd(set, steps=5))
 
 
-register("minimal_pgd", _example)
+register(
+    "minimal_pgd",
+    _example,
+    factory=minimal,
+    use="Distances in sets that no minimum-norm attack knows, such as perceptual balls.",
+)

@@ -154,6 +154,8 @@ def msd(
     Steps of an `L1` ball move the k largest entries that can take 1/k of the step without leaving the box, with k
     drawn from {5, …, 20} anew at every step.
 
+    Cost: (steps + 1) · m · restarts forwards for m balls, steps · restarts backwards.
+
     Args:
         set: the union of balls, `sets.Union((Linf(0.3), L2(2), L1(10)))`. Published: l∞, l2 and l1 of 0.3,
             2, 10 (MNIST) and 0.03, 0.5, 12 (CIFAR-10).
@@ -170,6 +172,7 @@ def msd(
         engine's backward pass still takes the time of all of them.
 
     Raises:
+        TypeError: another set.
         ValueError: step sizes that are not one a ball, a bad range of k, steps or restarts below 1.
 
     Example:
@@ -180,6 +183,7 @@ def msd(
         Maini, Wong and Kolter, 2020, arXiv:1909.04068. The released l1 projection can push points of a batch outwards,
         here it is exact; a point that is misclassified is kept before one of higher loss.
     """
+    _check_kind(set, Union)
     if relative_step_sizes is None:
         relative_step_sizes = (0.1,) * len(set.parts)
     start: Literal["clean", "random"] = "random" if random_start else "clean"
@@ -239,6 +243,8 @@ def affine(
     Weights w are drawn uniformly from the simplex, once a run. Step t then moves part t mod m alone, by its own
     steepest ascent at the current image, and projects.
 
+    Cost: (steps + 1) · restarts forwards, steps · restarts backwards.
+
     Args:
         set: the affine set, `sets.Affine((Linf(0.3), L1(10)))`.
         steps: steps of a run, of all m parts together, ≥ 1; a multiple of m gives every part as many.
@@ -251,17 +257,24 @@ def affine(
         The attack.
 
     Raises:
+        TypeError: another set.
         ValueError: step sizes that are not one a part, steps or restarts below 1.
 
     Reference:
         Tramèr and Boneh, 2019, arXiv:1904.13000. There each part's box is relative to x plus all other δ; here to x
         plus those of the parts before it, see `sets.Affine`.
     """
+    _check_kind(set, Affine)
     if relative_step_sizes is None:
         parts = len(set.parts)
         relative_step_sizes = (2.5 * parts / _checks.count("steps", steps),) * parts
     start: Literal["weights", "random"] = "random" if random_start else "weights"
     return AffineAscent(set, steps, relative_step_sizes, restarts=restarts, start=start, loss=loss)
+
+
+def _check_kind(set: Any, kind: type) -> None:
+    if not isinstance(set, kind):
+        raise TypeError(f"set must be a sets.{kind.__name__}; got {set}")
 
 
 def one_a_part(sizes: tuple[Number, ...], set: Any) -> Any:
@@ -274,5 +287,12 @@ def one_a_part(sizes: tuple[Number, ...], set: Any) -> Any:
     return tuple(_checks.number("relative_step_sizes", size) for size in sizes)
 
 
-register("msd", cast(Any, msd), on="union")
-register("affine", cast(Any, affine), on="affine")
+register(
+    "msd",
+    cast(Any, msd),
+    on="union",
+    use="Training against a union of lp balls; in evaluation attack each ball by itself too.",
+)
+register(
+    "affine", cast(Any, affine), on="affine", use="Adversaries that share one budget out among several kinds of change."
+)

@@ -233,4 +233,9 @@ def one_pixel(
     return OnePixel(set, pixels, population, generations, weight, chunk, restarts, loss)
 
 
-register("one_pixel", functools.partial(one_pixel, pixels=2, population=8, generations=3, chunk=4), on="l0")
+register(
+    "one_pixel",
+    functools.partial(one_pixel, pixels=2, population=8, generations=3, chunk=4),
+    on="l0",
+    use="Illustration, for one to five pixels; a weak measure of robustness.",
+)

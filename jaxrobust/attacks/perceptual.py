@@ -44,6 +44,9 @@ def ppgd(
     v = (JᵀJ)⁻¹ ∇ℓ, projected, where J = ∂φ/∂x; see `sets.Perceptual`. The lemma behind it: among all moves δ with
     ‖J δ‖₂ ≤ η this one gains most, η √(gᵀ (JᵀJ)⁻¹ g) to first order.
 
+    Cost: (steps + 1) · restarts forwards, steps · restarts backwards; the set's steps and projections take about six
+    forwards and four backwards of its network besides.
+
     Args:
         set: a `sets.Perceptual`; on any other set it is `pgd` with these constants.
         steps: T ≥ 1: 40 in evaluation, 5 to 10 in training.
@@ -72,4 +75,4 @@ def ppgd(
     )
 
 
-register("ppgd", ppgd, on="perceptual")
+register("ppgd", ppgd, on="perceptual", use="Perceptual balls, together with `lpa`, which is the stronger.")

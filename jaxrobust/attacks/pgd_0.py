@@ -104,4 +104,9 @@ def pgd_0(
     return PGD0(set, steps, step_size, restarts, loss)
 
 
-register("pgd_0", functools.partial(pgd_0, restarts=2), on="l0_linf")
+register(
+    "pgd_0",
+    functools.partial(pgd_0, restarts=2),
+    on="l0_linf",
+    use="Sparse budgets at the price of PGD, and sparse training; confirm with `sparse_rs`.",
+)

@@ -210,4 +210,9 @@ def pointwise(set: PerturbationSet, *, queries: int = 10_000, starts: Any = None
     return Pointwise(set, queries, starts, restarts)
 
 
-register("pointwise", functools.partial(pointwise, queries=60), on="l0")
+register(
+    "pointwise",
+    functools.partial(pointwise, queries=60),
+    on="l0",
+    use="l0 distances when only labels are known; a last resort where all scores are masked.",
+)

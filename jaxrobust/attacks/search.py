@@ -160,6 +160,8 @@ def grid_search(
 
     The worst point is a misclassified one if there is any, then the one of highest loss.
 
+    Cost: Π points forwards, no backwards.
+
     Args:
         set: what the adversary may do, `RotationTranslation()`; any set with a method `grid(x, points)` that gives
             Π points stacked parameters.
@@ -189,6 +191,8 @@ def worst_of_k(
 
     The draws for a smaller k are the first of those for a larger one, so more samples never help the defender.
 
+    Cost: `samples` forwards, no backwards.
+
     Args:
         set: what the adversary may do; the paper has `RotationTranslation()`.
         samples: k ≥ 1; the paper has 10, in evaluation and in training.
@@ -207,5 +211,14 @@ def worst_of_k(
     return RandomSearch(set, samples, chunk, loss)
 
 
-register("worst_of_k", worst_of_k)
-register("grid", grid_search, on="rotation_translation")
+register(
+    "worst_of_k",
+    worst_of_k,
+    use="A cheap sanity check on any set, which gradients must beat; and training on rotations.",
+)
+register(
+    "grid",
+    grid_search,
+    on="rotation_translation",
+    use="First choice for rotations and translations, where gradients are misled by many local maxima.",
+)

@@ -122,4 +122,4 @@ def sigma_zero(
     return SigmaZero(set, steps, step_size, sigma, threshold, rate)
 
 
-register("sigma_zero", sigma_zero, on="l0")
+register("sigma_zero", sigma_zero, on="l0", use="First choice for l0 distances.")

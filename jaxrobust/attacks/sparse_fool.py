@@ -225,4 +225,9 @@ def sparse_fool(
     return SparseFool(set, steps, inner_steps, candidates, reach, overshoot)
 
 
-register("sparse_fool", functools.partial(sparse_fool, inner_steps=3, candidates=4), on="l0_coordinate")
+register(
+    "sparse_fool",
+    functools.partial(sparse_fool, inner_steps=3, candidates=4),
+    on="l0_coordinate",
+    use="Quick l0 distances on large images; `sigma_zero` finds smaller ones.",
+)

@@ -404,5 +404,10 @@ def sparse_rs(
     raise TypeError(f"set must be L0 by pixel, Patch, or Masked with L0 by pixel or Linf inside; got {set}")
 
 
-register("sparse_rs", functools.partial(sparse_rs, queries=40), on="l0")
+register(
+    "sparse_rs",
+    functools.partial(sparse_rs, queries=40),
+    on="l0",
+    use="First choice for a given number of pixels and for patches and frames, even when gradients are known.",
+)
 register("sparse_rs_patch", functools.partial(sparse_rs, queries=40), on="patch")

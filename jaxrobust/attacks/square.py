@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -317,4 +318,8 @@ def square(
     return Square(set, queries, p, restarts, loss, rescale_schedule)
 
 
-register("square", lambda ball: square(ball, queries=50))
+register(
+    "square",
+    functools.partial(square, queries=50),
+    use="lp balls when only scores are known, and always as a check: if it beats gradients, they are masked.",
+)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Any
 
 from jaxrobust import _checks
+from jaxrobust.attacks.adam import recoloradv, stadv
 from jaxrobust.attacks.apgd import apgd, apgd_t
 from jaxrobust.attacks.base import Attack
 from jaxrobust.attacks.deepfool import deepfool
+from jaxrobust.attacks.eot import autoattack_rand
 from jaxrobust.attacks.fab import fab
 from jaxrobust.attacks.fmn import fmn
+from jaxrobust.attacks.lagrangian import lpa
+from jaxrobust.attacks.perceptual import ppgd
 from jaxrobust.attacks.square import square
-from jaxrobust.sets import L0, L1, L2, Linf, PerturbationSet
-from jaxrobust.types import Number
+from jaxrobust.attacks.unforeseen import kang, unforeseen_sets
+from jaxrobust.sets import L0, L1, L2, Linf, Perceptual, PerturbationSet, standard
+from jaxrobust.types import Classifier, Number
 
 __all__ = ["suite"]
 
@@ -54,42 +60,97 @@ def _minimal() -> Attacks:
     }
 
 
+def _pat(network: Classifier | None) -> Attacks:
+    bounds = standard("cifar10")
+    perceptual = Perceptual(bounds["perceptual"].radius, network)
+    balls = {"linf": bounds["linf"], "l2": bounds["l2"].with_radius(1.0)}
+    return {
+        **{f"{norm}-{name}": attack for norm, ball in balls.items() for name, attack in _standard(ball).items()},
+        "stadv": stadv(bounds["flow"]),
+        "recoloradv": recoloradv(bounds["recolor"]),
+        "ppgd": ppgd(perceptual),
+        "lpa": lpa(perceptual),
+    }
+
+
+def _unforeseen(dataset: str, level: int) -> Attacks:
+    ladders = unforeseen_sets(dataset)
+    rungs = len(next(iter(ladders.values())))
+    if _checks.count("level", level) > rungs:
+        raise ValueError(f"level must be at most {rungs}; got {level}")
+    return {name: kang(rung[level - 1]) for name, rung in ladders.items()}
+
+
 # name -> how it is made from a ball, and the ball at its usual radius
 SUITES: dict[str, tuple[Callable[[PerturbationSet], Attacks], PerturbationSet]] = {
     **{f"autoattack-{norm}": (_standard, ball) for norm, ball in BALLS.items()},
     **{f"autoattack-plus-{norm}": (_plus, BALLS[norm]) for norm in ("linf", "l2")},
+    **{f"autoattack-rand-{norm}": (autoattack_rand, ball) for norm, ball in BALLS.items()},
 }
+# name -> the data set whose ladders it takes
+UNFORESEEN = {"unforeseen": "cifar10", "unforeseen-cifar10": "cifar10", "unforeseen-imagenet100": "imagenet100"}
 
 
-def suite(name: str, *, radius: Number | None = None) -> Attacks:
+def suite(
+    name: str, *, radius: Number | None = None, level: int | None = None, network: Classifier | None = None
+) -> Attacks:
     """Attacks that belong together, in their order, for `evaluate.robustness`.
 
     "autoattack-linf", "-l2" and "-l1" are AutoAttack's standard version: APGD with cross-entropy, targeted APGD with
-    the targeted DLR loss, targeted FAB, and Square. "autoattack-plus-linf" and "-l2" are its version "plus". They are
-    meant for `only_survivors=True`, as `evaluate.autoattack` runs them. "minimal" finds each example's distance to the
-    decision boundary in l0, l1, l2 and l∞ by minimum-norm attacks; the sizes are what it is about.
+    the targeted DLR loss, targeted FAB, and Square. "autoattack-plus-linf" and "-l2" are its version "plus", and
+    "autoattack-rand-linf", "-l2" and "-l1" its version "rand", for `RandomClassifier.mean(key)` alone; see
+    `attacks.autoattack_rand`. They are meant for `only_survivors=True`, as `evaluate.autoattack` runs them.
+
+    "pat-cifar10" is the table of Laidlaw et al.: AutoAttack in l∞ (8/255) and in l2 (1), StAdv (0.05), ReColorAdv
+    (0.06), PPGD and LPA (0.5). An example withstands AutoAttack in l∞ if it withstands all four "linf-…", in l2 all
+    four "l2-…". The paper's union is over all but PPGD and LPA.
+
+    "unforeseen-cifar10", or just "unforeseen", and "unforeseen-imagenet100" are the seven and ten attacks of Kang et
+    al., each at one of the six sizes of its ladder; `evaluate.uar` takes the accuracies at all six.
+
+    "minimal" finds each example's distance to the decision boundary in l0, l1, l2 and l∞ by minimum-norm attacks; the
+    sizes are what it is about.
 
     Args:
         name: the suite.
-        radius: ε of AutoAttack's ball; by default the usual one of CIFAR-10 (8/255, 0.5 and 12). "minimal" has none.
+        radius: ε of AutoAttack's ball; by default the usual one of CIFAR-10 (8/255, 0.5 and 12). Only for those.
+        level: the size of the unforeseen attacks, 1 to 6; by default 4, which for l∞ is 8/255. Only for those.
+        network: what measures perceptual distance in "pat-cifar10", a classifier with `activations`: the paper has an
+            AlexNet trained on CIFAR-10, the same for all models. By default the attacked model itself, which must
+            have them then. Only for this suite.
 
     Returns:
         Name -> attack.
 
     Raises:
-        ValueError: an unknown name, a bad radius, or one for "minimal".
+        TypeError: a network that is no classifier.
+        ValueError: an unknown name, a bad radius or level, a network without activations, or one of the three given
+            to a suite that has none.
 
     Example:
         >>> list(suite("autoattack-linf", radius=0.3))
         ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+        >>> str(suite("unforeseen", level=1)["elastic"].set)
+        'Elastic(0.125)'
 
     Reference:
-        Croce and Hein, 2020, arXiv:2003.01690; in l1, Croce and Hein, 2021, arXiv:2103.01208.
+        Croce and Hein, 2020, arXiv:2003.01690; in l1, Croce and Hein, 2021, arXiv:2103.01208; Laidlaw et al., 2021,
+        arXiv:2006.12655; Kang et al., 2019, arXiv:1908.08016.
     """
-    _checks.choice("name", name, [*SUITES, "minimal"])
+    _checks.choice("name", name, [*SUITES, *UNFORESEEN, "minimal", "pat-cifar10"])
+    options: dict[str, tuple[Any, Collection[str]]] = {
+        "radius": (radius, SUITES),
+        "level": (level, UNFORESEEN),
+        "network": (network, ("pat-cifar10",)),
+    }
+    for option, (value, suites) in options.items():
+        if value is not None and name not in suites:
+            raise ValueError(f"{option} must be None for the suite {name!r}, which has none to choose; got {value}")
+    if name in UNFORESEEN:
+        return _unforeseen(UNFORESEEN[name], 4 if level is None else level)
+    if name == "pat-cifar10":
+        return _pat(network)
     if name == "minimal":
-        if radius is not None:
-            raise ValueError(f"radius must be None for the suite 'minimal', which measures it; got {radius}")
         return _minimal()
     make, ball = SUITES[name]
     return make(ball if radius is None else ball.with_radius(radius))

@@ -86,6 +86,8 @@ def kang(set: PerturbationSet, *, steps: int = 200, restarts: int = 1) -> PGD | 
     with the radius, steps of √(0.001/steps) in the variables, the published 0.002236 at 200 steps; for l1 balls, of
     pixels or JPEG coefficients, Frank–Wolfe with the mean of all maximisers.
 
+    Cost: (steps + 1) · restarts forwards, steps · restarts backwards.
+
     Args:
         set: what the adversary may do, such as those of `unforeseen_sets`.
         steps: gradient steps of a run, ≥ 1. Published: 200 in evaluation.
@@ -111,4 +113,4 @@ def kang(set: PerturbationSet, *, steps: int = 200, restarts: int = 1) -> PGD | 
     return pgd(set, steps=steps, relative_step_size=math.sqrt(variance / steps), restarts=restarts)
 
 
-register("kang", kang, on="fog")
+register("kang", kang, on="fog", use="Comparison with the published unforeseen attack robustness (UAR).")

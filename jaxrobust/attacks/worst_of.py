@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
 from jaxrobust.attacks.ascent import Loss, never_nan
-from jaxrobust.attacks.base import Attack, Best, Points, is_better, register
+from jaxrobust.attacks.base import KNOWLEDGE, Attack, Best, Knowledge, Points, is_better, register
 from jaxrobust.attacks.gradient import pgd
 from jaxrobust.losses import attack_loss
 from jaxrobust.sets import PerturbationSet
@@ -85,6 +85,11 @@ class WorstOf(Attack):
     def gradients(self) -> int:
         """Those of all attacks."""
         return sum(attack.gradients for attack in self.attacks)
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """That of the attack which must see most."""
+        return min((attack.knowledge for attack in self.attacks), key=KNOWLEDGE.index)
 
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> WorstOfState:
         """All attacks begin, with one key; the clean image is booked."""
@@ -217,6 +222,8 @@ def worst_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
     the result then is a member of one of them, its size is a fraction of that one's radius, and `with_radius(r)`
     multiplies all radii by r. On one common set everything is in its own terms, and `with_radius(r)` sets its radius.
 
+    Cost: the sum of the attacks' forwards and of their backwards.
+
     Args:
         *attacks: at least one, all with the same number of restarts. All have the same key, so what they find is what
             each would find alone.
@@ -263,4 +270,9 @@ def _example(set: PerturbationSet) -> WorstOf:
     return worst_of(pgd(set), pgd(set, loss="margin"))
 
 
-register("worst_of", _example)
+register(
+    "worst_of",
+    _example,
+    factory=worst_of,
+    use="The worst of several attacks or sets for each example, and training against it.",
+)

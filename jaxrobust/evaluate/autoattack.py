@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks import Attack, Square, suite
+from jaxrobust.attacks import EOT, Attack, Square, suite
 from jaxrobust.evaluate.outcomes import Evaluation
 from jaxrobust.evaluate.robustness import robustness
 from jaxrobust.losses import dlr
@@ -19,7 +19,7 @@ from jaxrobust.types import Classifier, Key, Number
 
 __all__ = ["AutoAttack", "autoattack"]
 
-VERSIONS = {"standard": "autoattack", "plus": "autoattack-plus"}
+VERSIONS = {"standard": "autoattack", "plus": "autoattack-plus", "rand": "autoattack-rand"}
 GAIN = 0.002  # how much of the accuracy Square may take after white-box attacks without a warning
 LOOKED_AT = 128  # examples whose gradients are looked at
 
@@ -70,7 +70,9 @@ def autoattack(
 ) -> AutoAttack:
     """Robust accuracy by AutoAttack: each attack sees only the examples that are still robust.
 
-    Models that are random or return probabilities, which the original warns of, are refused at the door.
+    Models that are random or return probabilities, which the original warns of, are refused at the door. A random one
+    is a `RandomClassifier`; attack its `mean(key)` by version "rand", in which no attack stops at its first success,
+    since that may be luck with the draws.
 
     Args:
         model: the classifier.
@@ -78,10 +80,12 @@ def autoattack(
         key: makes all randomness; the original takes the time of day.
         norm: "linf", "l2" or "l1".
         radius: ε; by default the usual one of CIFAR-10, 8/255, 0.5 and 12.
-        version: "standard", or "plus" (l∞ and l2): more restarts, and the untargeted forms.
+        version: "standard", "plus" (l∞ and l2): more restarts, and the untargeted forms, or "rand", for randomised
+            models: APGD by cross-entropy and by DLR on the mean of 20 draws.
         attacks: name -> attack, in the order in which they run, in place of a version; `norm` and `radius` then do not
             count.
-        **options: of `evaluate.robustness`, such as `lanes`, `save_dir` (a killed run goes on), `progress`.
+        **options: of `evaluate.robustness`, such as `lanes`, `save_dir` (a killed run goes on), `progress`;
+            `early_stop` is False by default if one of the attacks is an `attacks.EOT`.
 
     Returns:
         The result. Its warnings, each also given as a `RuntimeWarning`: zero gradients of the DLR loss, and a Square
@@ -94,6 +98,7 @@ def autoattack(
 
     Example:
         >>> print(autoattack(model, (x, y), norm="linf", radius=8 / 255, key=key))  # doctest: +SKIP
+        >>> print(autoattack(defence.mean(key), (x, y), version="rand", key=key))  # doctest: +SKIP
 
     Reference:
         Croce and Hein, 2020, arXiv:2003.01690; in l1, Croce and Hein, 2021, arXiv:2103.01208.
@@ -102,6 +107,8 @@ def autoattack(
         if version not in VERSIONS:
             raise ValueError(f"version must be one of {sorted(VERSIONS)}; got {version!r}")
         attacks = suite(f"{VERSIONS[version]}-{norm}", radius=radius)
+    if any(isinstance(attack, EOT) for attack in attacks.values()):
+        options = {"early_stop": False, **options}
     evaluation = robustness(model, data, attacks, key=key, only_survivors=True, **options)
     found = tuple(_zero_gradients(model, evaluation) + _square_gains(evaluation))
     for warning in found:

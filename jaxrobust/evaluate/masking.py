@@ -78,8 +78,12 @@ class MaskingReport:
         return next(check for check in self.checks if check.name == name)
 
     def summary(self) -> dict[str, Any]:
-        """The numbers of a results file, in JSON's terms; `robustness` keeps them as `notes`."""
+        """The numbers in JSON's terms; `Evaluation.with_notes(masking=report.summary())` puts them on the page."""
+        iterative = self.evaluation.outcomes["iterative"].attack
         return {
+            "attack": str(iterative),
+            "radius": float(iterative.set.radius),
+            "count": len(self.evaluation.labels),
             "flags": list(self.flags),
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "accuracy_against_steps": [self.steps.tolist(), self.steps_accuracy.tolist()],
@@ -148,7 +152,8 @@ def masking(
         progress: whether to show progress bars.
 
     Returns:
-        The report; `.flags` names the signs.
+        The report; `.flags` names the signs. On the page of an evaluation it has a section of its own, see
+        `Evaluation.with_notes`.
 
     Raises:
         TypeError: as `robustness`.

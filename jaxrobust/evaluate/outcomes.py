@@ -157,6 +157,22 @@ class Evaluation:
         """Robust accuracy under one attack."""
         return Proportion.of(self.outcomes[attack].robust)
 
+    def with_notes(self, **notes: Any) -> Evaluation:
+        """The same evaluation with more notes.
+
+        Args:
+            **notes: anything in JSON's terms. The page shows them among the settings; what `MaskingReport.summary`
+                gives, under the name `masking`, has a section of its own.
+
+        Returns:
+            A new evaluation; notes of one name are replaced.
+
+        Example:
+            >>> diagnosis = jr.evaluate.masking(model, (x, y), jr.sets.Linf(8 / 255), key=key)  # doctest: +SKIP
+            >>> report.with_notes(masking=diagnosis.summary()).save("runs/mine")  # doctest: +SKIP
+        """
+        return dataclasses.replace(self, notes={**self.notes, **notes})
+
     def to_json(self) -> dict[str, Any]:
         """The model's part of a results file."""
         return {

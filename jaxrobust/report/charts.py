@@ -79,7 +79,14 @@ def palette(models: int) -> dict[str, list[str]]:
 
 
 def chart(
-    lines: Sequence[Line], *, label: str, x_label: str, y_label: str, mark: Number = None, fraction: bool = False
+    lines: Sequence[Line],
+    *,
+    label: str,
+    x_label: str,
+    y_label: str,
+    mark: Number = None,
+    fraction: bool = False,
+    ticks: Mapping[float | int, str] | None = None,
 ) -> Markup:
     """A line chart.
 
@@ -90,6 +97,7 @@ def chart(
         y_label: beside the vertical axis.
         mark: where to draw a vertical mark, or None.
         fraction: whether y is a fraction, written in percent from 0 to 100.
+        ticks: what is written at which x > 0; the horizontal axis then is logarithmic.
 
     Returns:
         An `<svg>` element to stand inside a page that defines the page's colours.
@@ -108,7 +116,12 @@ def chart(
         axes.set_xlabel(x_label, parse_math=False)
         axes.set_ylabel(y_label, parse_math=False)
         axes.margins(x=0.03)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        if ticks is None:
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+        else:
+            axes.set_xscale("log")
+            axes.set_xticks(list(ticks), labels=list(ticks.values()))
+            axes.minorticks_off()
         if fraction:
             axes.set_ylim(0, 1)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

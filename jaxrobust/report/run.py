@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["FORMAT", "OUTCOMES", "Run", "load"]
+__all__ = ["FORMAT", "OUTCOMES", "Run", "diagnostics", "load"]
 
 FORMAT = 1
 OUTCOMES = ("robust", "fooled", "clean error", "non-finite")
@@ -33,6 +33,16 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "trajectories": list,
     "pictures": (str, type(None)),
 }
+_MASKING_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "attack": str,
+    "radius": (int, float),
+    "count": int,
+    "flags": list,
+    "checks": list,
+    "accuracy_against_steps": list,
+    "accuracy_against_radius": list,
+}
+_CHECK_FIELDS: dict[str, type | tuple[type, ...]] = {"name": str, "flagged": (bool, type(None)), "verdict": str}
 _MODEL_FIELDS: dict[str, type | tuple[type, ...]] = {
     "name": str,
     "trained_on": list,
@@ -73,6 +83,19 @@ class Run:
     def names(self) -> list[str]:
         """The models' names; a model's place here decides its colour everywhere."""
         return [model["name"] for model in self.models]
+
+
+def diagnostics(model: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A model's diagnostics of masked gradients.
+
+    Args:
+        model: an entry of `Run.models`.
+
+    Returns:
+        Its note of the name "masking", or None where there is none, or it is something else of this name.
+    """
+    found = model["notes"].get("masking")
+    return found if isinstance(found, dict) and "checks" in found else None
 
 
 def load(run_dir: pathlib.Path | str) -> Run:
@@ -148,6 +171,11 @@ def _model_problems(model: Any, attacks: Mapping[str, Any], where: str) -> Itera
     for name in attacks:
         if not isinstance(model["attacks"].get(name), dict):
             yield f"{where}.attacks", f"must have an entry for every attack; {name!r} has none"
+    found = diagnostics(model)
+    if found is not None:
+        yield from _misfits(found, _MASKING_FIELDS, f"{where}.notes.masking.")
+        for index, check in enumerate(found["checks"]):
+            yield from _misfits(check, _CHECK_FIELDS, f"{where}.notes.masking.checks[{index}].")
     for name, codes in model["examples"].get("outcome", {}).items():
         strange = set(codes) - set(range(len(OUTCOMES)))
         if strange:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.report import charts, images, text
-from jaxrobust.report.run import OUTCOMES, Run
+from jaxrobust.report.run import OUTCOMES, Run, diagnostics
 
 __all__ = ["SECTIONS", "Section"]
 
@@ -47,7 +47,8 @@ def summary(run: Run) -> dict[str, Any]:
         "took": text.seconds(run.results["seconds"]),
         "device": run.results["device"],
     }
-    return {"facts": facts, "statement": _statement(run)}
+    doubtful = [model["name"] for model in run.models if (diagnostics(model) or {}).get("flags")]
+    return {"facts": facts, "statement": _statement(run), "doubtful": doubtful}
 
 
 def _statement(run: Run) -> str:
@@ -176,6 +177,29 @@ def steps(run: Run) -> dict[str, Any] | None:
     return {"panels": panels, "banded": banded} if panels else None
 
 
+def masking(run: Run) -> dict[str, Any] | None:
+    """Signs of masked gradients: a verdict a check, and accuracy against the steps and the radius of one attack."""
+    found = {place: notes for place, model in enumerate(run.models) if (notes := diagnostics(model)) is not None}
+    panels = []
+    for attack in dict.fromkeys(notes["attack"] for notes in found.values()):
+        alike = {place: notes for place, notes in found.items() if notes["attack"] == attack}
+        count, radius = (next(iter(alike.values()))[name] for name in ("count", "radius"))
+        for against, written, mark in (("steps", text.count, None), ("radius", text.radius, radius or None)):
+            lines = [charts.Line(place, *notes[f"accuracy_against_{against}"]) for place, notes in alike.items()]
+            svg = charts.chart(
+                lines,
+                label=f"Accuracy against {against} of {attack}",
+                x_label=against,
+                y_label="accuracy",
+                mark=mark,
+                fraction=True,
+                ticks={x: written(x) for x in sorted({x for line in lines for x in line.x if x})},
+            )
+            panels.append({"name": f"Accuracy against {against}", "attack": attack, "count": count, "svg": svg})
+    groups = [{"place": place, "name": run.names[place], **notes} for place, notes in found.items()]
+    return {"groups": groups, "panels": panels} if found else None
+
+
 def pictures(run: Run) -> dict[str, Any] | None:
     """Original, adversarial and difference images of every model and attack."""
     if run.pictures is None:
@@ -282,7 +306,11 @@ def cost(run: Run) -> dict[str, Any] | None:
 
 def settings(run: Run) -> dict[str, Any]:
     """Everything needed to do it again."""
-    return {"noted": [model for model in run.models if model["notes"] or model["trained_on"]]}
+    models = [
+        model | {"notes": {name: note for name, note in model["notes"].items() if note is not diagnostics(model)}}
+        for model in run.models
+    ]
+    return {"noted": [model for model in models if model["notes"] or model["trained_on"]]}
 
 
 SECTIONS = (
@@ -290,6 +318,7 @@ SECTIONS = (
     Section("table", "Accuracy", table),
     Section("radius", "Robust accuracy against radius", radius),
     Section("steps", "Loss against attack step", steps),
+    Section("masking", "Signs of masked gradients", masking),
     Section("pictures", "Adversarial images", pictures),
     Section("examples", "Every example", examples),
     Section("cost", "Cost", cost),

@@ -2,8 +2,11 @@
 
 import pytest
 
-from jaxrobust import attacks
-from jaxrobust.attacks.suites import SUITES
+from jaxrobust import attacks, sets
+from jaxrobust.attacks.suites import SUITES, UNFORESEEN
+from jaxrobust.types import Classifier
+
+NETWORK = Classifier(lambda w, x: x, None, activations=lambda w, x: (x,))
 
 
 @pytest.mark.parametrize("name", sorted(SUITES))
@@ -28,6 +31,61 @@ def test_minimal_measures_in_every_norm():
     assert {type(attack.set).__name__ for attack in attacks.suite("minimal").values()} == {"L0", "L1", "L2", "Linf"}
     with pytest.raises(ValueError, match="radius must be None"):
         attacks.suite("minimal", radius=1.0)
+
+
+def test_rand_is_the_published_one():
+    ce, dlr = attacks.suite("autoattack-rand-linf").values()
+    assert (ce.samples, ce.attack.steps, ce.attack.restarts, ce.attack.loss) == (20, 100, 1, "cross_entropy")
+    assert (dlr.samples, dlr.attack.steps, dlr.attack.restarts, dlr.attack.loss) == (20, 100, 1, "dlr")
+
+
+def test_pat_has_the_published_bounds_and_steps():
+    made = attacks.suite("pat-cifar10")
+    bounds = {name: (type(attack.set).__name__, float(attack.set.radius)) for name, attack in made.items()}
+    lp = ("apgd-ce", "apgd-t", "fab-t", "square")
+    assert bounds == {
+        **{f"linf-{name}": ("Linf", pytest.approx(8 / 255)) for name in lp},
+        **{f"l2-{name}": ("L2", 1.0) for name in lp},
+        "stadv": ("Flow", 0.05),
+        "recoloradv": ("ReColor", 0.06),
+        "ppgd": ("Perceptual", 0.5),
+        "lpa": ("Perceptual", 0.5),
+    }
+    assert (made["stadv"].steps, made["recoloradv"].steps, made["ppgd"].steps, made["lpa"].steps) == (100, 100, 40, 40)
+    # the attacked model measures, unless another network is given
+    assert made["lpa"].set.network is None
+    made = attacks.suite("pat-cifar10", network=NETWORK)
+    assert made["lpa"].set.network is NETWORK
+    assert made["ppgd"].set.network is NETWORK
+
+
+@pytest.mark.parametrize("name", UNFORESEEN)
+def test_unforeseen_takes_one_rung_of_every_ladder(name):
+    ladders = attacks.LADDERS[UNFORESEEN[name]]
+    for level in range(1, 7):
+        made = attacks.suite(name, level=level)
+        assert list(made) == list(ladders)
+        for attack, sizes in ladders.items():
+            share = 255 if attack in ("linf", "l2", "l1") else 1
+            assert made[attack].set.radius == pytest.approx(sizes[level - 1] / share)
+            assert made[attack].steps == 200
+    assert attacks.suite(name)["linf"].set == sets.Linf(8 / 255)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: attacks.suite("unforeseen", level=7), "level must be at most 6; got 7"),
+        (lambda: attacks.suite("unforeseen", level=0), "level must be >= 1; got 0"),
+        (lambda: attacks.suite("unforeseen", radius=0.1), "radius must be None for the suite 'unforeseen'"),
+        (lambda: attacks.suite("pat-cifar10", radius=0.1), "radius must be None for the suite 'pat-cifar10'"),
+        (lambda: attacks.suite("autoattack-linf", level=3), "level must be None for the suite 'autoattack-linf'"),
+        (lambda: attacks.suite("minimal", network=NETWORK), "network must be None for the suite 'minimal'"),
+    ],
+)
+def test_what_a_suite_does_not_have_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_unknown_names_are_refused():

@@ -1,5 +1,7 @@
 """AutoAttack: never above its parts, and it says when its figure may mislead."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from jaxrobust import attacks, evaluate, sets
 from jaxrobust.types import Classifier
 from tests import tiny
+from tests.evaluate.models import ONE_DEVICE
 
 KEY = jax.random.key(0)
 BALL = sets.Linf(0.1)
@@ -65,6 +68,32 @@ def test_masked_gradients_are_said():
     assert "gradient of the DLR loss is zero at 16 of 16" in zero
     assert "square lowers the robust accuracy" in gain
     assert found.evaluation.accuracy("pgd").accuracy == 1
+
+
+def test_rand_runs_on_the_mean_of_a_random_classifier_and_stops_at_no_lucky_draw(problem, monkeypatch):
+    base, (images, _) = problem
+    short = {"eot": attacks.eot(attacks.pgd(BALL, steps=3), samples=2)}
+    asked = []
+
+    def suite(name, *, radius):
+        asked.append((name, radius))
+        return short
+
+    def shift(key, image):
+        return image + 0.1 * jax.random.normal(key, image.shape, image.dtype)
+
+    monkeypatch.setattr(importlib.import_module("jaxrobust.evaluate.autoattack"), "suite", suite)
+    model = attacks.RandomClassifier.transformed(base, shift).mean(KEY, samples=3)
+    images = images[:4]
+    labels = np.asarray(model(images)).argmax(-1)
+    options = {"key": KEY, "lanes": 4, "devices": ONE_DEVICE}
+    found = evaluate.autoattack(model, (images, labels), version="rand", radius=0.1, **options)
+    assert asked == [("autoattack-rand-linf", 0.1)]
+    # radius 0.1 fools some of them before the last step, and yet all steps are taken
+    assert not found.evaluation.outcomes["eot"].robust.all()
+    assert (found.evaluation.outcomes["eot"].backwards == 2 * 3).all()
+    with pytest.raises(ValueError, match="model must be a RandomClassifier's mean"):
+        evaluate.autoattack(base, (images, labels), version="rand", **options)
 
 
 def test_unknown_versions_are_refused(problem):

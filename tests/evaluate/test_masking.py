@@ -1,5 +1,6 @@
 """Masked gradients: on a quantised model the signs show that must, on an honest linear one none."""
 
+import html
 import json
 
 import jax
@@ -110,6 +111,17 @@ def test_it_can_be_read_and_kept(reports):
     kept = json.loads(json.dumps(report.summary()))
     assert kept["flags"] == list(report.flags)
     assert [check["name"] for check in kept["checks"]] == [check.name for check in report.checks]
+
+
+def test_the_page_of_an_evaluation_shows_it(reports, tmp_path):
+    report = reports["quantised"]
+    found = report.evaluation.with_notes(seconds=1.5).with_notes(masking=report.summary())
+    assert set(found.notes) == {"seconds", "masking"}
+    assert not report.evaluation.notes
+    page = found.save(tmp_path / "run").read_text(encoding="utf-8")
+    assert 'id="masking"' in page
+    assert all(check.verdict in html.unescape(page) for check in report.checks)
+    assert page.count('<span class="verdict flag">FLAG</span>') == len(report.flags) + 1
 
 
 def test_bad_input_is_refused():
