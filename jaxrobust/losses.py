@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxrobust.types import Confident, Criterion, Logits
 
@@ -23,7 +23,7 @@ __all__ = [
     "targeted_margin",
 ]
 
-Label = Int[Array, ""] | int
+Label = Integer[Array, ""] | int
 Scalar = Float[Array, ""]
 
 

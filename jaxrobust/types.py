@@ -291,15 +291,15 @@ class TopK(Criterion):
 class _Around(Criterion):
     """A criterion around another, `goal`, whose label and k it has."""
 
-    goal: Criterion
+    goal: Any
 
     @property
-    def label(self) -> Any:  # type: ignore[override]
+    def label(self) -> Any:
         """The label of the criterion within."""
         return self.goal.label
 
     @property
-    def k(self) -> int:
+    def k(self) -> int:  # type: ignore[override]
         """The k of the criterion within, which must not be targeted."""
         return self.goal.k
 
@@ -320,7 +320,7 @@ class Confident(_Around):
         [True, False]
     """
 
-    goal: Criterion
+    goal: Any
     probability: Number
 
     def __post_init__(self) -> None:
@@ -358,7 +358,7 @@ class Towards(_Around):
     """
 
     target: Any
-    goal: Criterion
+    goal: Any
     targeted = True
 
     def met(self, logits: Float[Array, " classes"]) -> Bool[Array, ""]:
