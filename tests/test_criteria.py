@@ -126,7 +126,7 @@ def test_labels_of_any_integer_type(dtype):
         functools.partial(attacks.worst_of_k, samples=5, chunk=2),
         pytest.param(functools.partial(attacks.pgd, steps=2), marks=pytest.mark.slow),
         pytest.param(functools.partial(attacks.apgd_t, steps=2, targets=2), marks=pytest.mark.slow),
-        pytest.param(functools.partial(attacks.square, steps=3), marks=pytest.mark.slow),
+        pytest.param(functools.partial(attacks.square, queries=3), marks=pytest.mark.slow),
     ],
 )
 def test_attacks_with_short_labels_under_x64(make):
