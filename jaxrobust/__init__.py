@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 from jaxrobust.types import AttackResult as AttackResult
 from jaxrobust.types import Classifier as Classifier
 from jaxrobust.types import Code as Code
+from jaxrobust.types import Confident as Confident
 from jaxrobust.types import Misclassified as Misclassified
 from jaxrobust.types import Targeted as Targeted
+from jaxrobust.types import TopK as TopK
+from jaxrobust.types import Towards as Towards
 
 if TYPE_CHECKING:
     from jaxrobust import attacks, data, evaluate, losses, models, perceptual, report, sets, training, transport
@@ -34,8 +37,11 @@ __all__ = [
     "AttackResult",
     "Classifier",
     "Code",
+    "Confident",
     "Misclassified",
     "Targeted",
+    "TopK",
+    "Towards",
     "attacks",
     "data",
     "evaluate",

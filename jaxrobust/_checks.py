@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.types import Misclassified, Number, Targeted
+from jaxrobust.types import Confident, Criterion, Misclassified, Number, Towards
 
 
 @jax.jit
@@ -90,15 +91,35 @@ def image_values(images: Any) -> None:
         )
 
 
-def criterion(labels: Any, images: Any) -> Misclassified | Targeted:
-    """A criterion from integer labels (then success is misclassification) or from a criterion."""
-    if isinstance(labels, (Misclassified, Targeted)):
-        for field, value in vars(labels).items():
-            if value is not None:
-                label_shape(f"{field}s", value, images)
-        return labels
-    label_shape("labels", labels, images)
-    return Misclassified(labels)
+def criterion(labels: Any, images: Any) -> Criterion:
+    """A criterion with one of all its numbers an image; integer labels stand for misclassification."""
+    if not isinstance(labels, Criterion):
+        label_shape("labels", labels, images)
+        return Misclassified(labels)
+    parts = _parts(labels)
+    for around, part in itertools.pairwise(parts):
+        if not isinstance(part, Criterion):
+            raise TypeError(f"goal of {type(around).__name__} must be a criterion; got {type(part).__name__}")
+        if isinstance(around, Towards) and part.targeted:
+            raise TypeError(f"goal of Towards must have no target of its own; got {type(part).__name__}")
+    for name, value in _classes(labels):
+        label_shape(f"{name}s", value, images)
+    count = (images.shape[0],)
+    for leaf in jax.tree.leaves(labels):
+        if jnp.shape(leaf) not in ((), count):
+            raise ValueError(f"probability must have shape () or {count}, one an image; got {jnp.shape(leaf)}")
+    return jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) else jnp.broadcast_to(leaf, count), labels)
+
+
+def _parts(goal: Any) -> list[Any]:
+    """A criterion, the one that it is around, and so on."""
+    return [goal, *_parts(goal.goal)] if hasattr(goal, "goal") else [goal]
+
+
+def _classes(goal: Any) -> list[tuple[str, Any]]:
+    """The classes that a criterion names, of all images."""
+    named = [(name, getattr(goal, name, None)) for name in ("label", "target")]
+    return [(name, value) for name, value in named if value is not None]
 
 
 def label_shape(name: str, labels: Any, images: Any) -> None:
@@ -110,14 +131,17 @@ def label_shape(name: str, labels: Any, images: Any) -> None:
         raise ValueError(f"{name} must have shape ({images.shape[0]},), one an image; got {tuple(labels.shape)}")
 
 
-def label_values(goal: Misclassified | Targeted, classes: int) -> None:
-    """The range of concrete labels."""
-    for name, labels in vars(goal).items():
-        if labels is not None and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+def label_values(goal: Criterion, classes: int) -> None:
+    """The range of a concrete criterion's numbers."""
+    for name, labels in _classes(goal):
+        if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise ValueError(
                 f"{name}s must lie in [0, {classes}), the model's classes; got values in "
                 f"[{int(labels.min())}, {int(labels.max())}]"
             )
+    for part in _parts(goal):
+        if isinstance(part, Confident):
+            number("probability", np.asarray(part.probability), high=1.0)
 
 
 def logits_shape(model: Any, images: Any) -> int:

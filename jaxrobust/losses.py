@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
-from jaxrobust.types import Criterion, Logits, Targeted
+from jaxrobust.types import Confident, Criterion, Logits
 
 __all__ = [
     "LOSSES",
@@ -23,13 +23,13 @@ __all__ = [
     "targeted_margin",
 ]
 
-Label = Int[Array, ""] | int
+Label = Integer[Array, ""] | int
 Scalar = Float[Array, ""]
 
 
 def _others(logits: Logits, label: Label) -> Logits:
     """The logits with the label's own masked out by −∞, which no finite constant can replace for large logits."""
-    return jnp.where(jnp.arange(logits.shape[0]) == label, -jnp.inf, logits)
+    return jnp.where(jax.nn.one_hot(label, logits.shape[0], dtype=bool), -jnp.inf, logits)
 
 
 def cross_entropy(logits: Logits, label: Label) -> Scalar:
@@ -65,12 +65,22 @@ def targeted_cross_entropy(logits: Logits, target: Label) -> Scalar:
     return -cross_entropy(logits, target)
 
 
-def margin(logits: Logits, label: Label, *, confidence: float = jnp.inf) -> Scalar:
-    """The Carlini–Wagner margin min(max_{k≠y} z_k − z_y, κ): positive when misclassified.
+def _rival(logits: Logits, label: Label, k: int) -> Scalar:
+    """The k-th largest logit of another class."""
+    others = _others(logits, label)
+    return jnp.max(others) if k == 1 else jax.lax.top_k(others, k)[0][k - 1]
+
+
+def margin(logits: Logits, label: Label, *, k: int = 1, confidence: float = jnp.inf) -> Scalar:
+    """The Carlini–Wagner margin min(max_{j≠y} z_j − z_y, κ): positive when misclassified.
+
+    With k > 1 the k-th largest of the other logits takes the maximum's place, and it is positive when y is not among
+    the k classes of largest logits.
 
     Args:
         logits: (K,), K ≥ 2.
         label: the class y, integer in [0, K).
+        k: from 1 to K − 1.
         confidence: κ; ∞ keeps pushing after success, 0 stops at the boundary.
 
     Returns:
@@ -83,7 +93,7 @@ def margin(logits: Logits, label: Label, *, confidence: float = jnp.inf) -> Scal
     Reference:
         Carlini and Wagner, 2017, arXiv:1608.04644.
     """
-    return jnp.minimum(jnp.max(_others(logits, label)) - logits[label], jnp.asarray(confidence, logits.dtype))
+    return jnp.minimum(_rival(logits, label, k) - logits[label], jnp.asarray(confidence, logits.dtype))
 
 
 def targeted_margin(logits: Logits, target: Label, *, confidence: float = jnp.inf) -> Scalar:
@@ -103,15 +113,17 @@ def targeted_margin(logits: Logits, target: Label, *, confidence: float = jnp.in
     return jnp.minimum(logits[target] - jnp.max(_others(logits, target)), jnp.asarray(confidence, logits.dtype))
 
 
-def dlr(logits: Logits, label: Label) -> Scalar:
+def dlr(logits: Logits, label: Label, *, k: int = 1) -> Scalar:
     """Difference of logits ratio −(z_y − max_{k≠y} z_k)/(z_π1 − z_π3), free of the logits' shift and scale.
 
     z_π1 ≥ z_π2 ≥ … are the sorted logits. A correctly classified point lies in [−1, 0]. With K = 2 there is no z_π3,
-    and the margin takes its place.
+    and the margin takes its place. With k > 1, the numerator has the k-th largest of the other logits, and the
+    denominator is z_π1 − z_π(k+2), which needs K ≥ k + 2 in the same way: z_π1 − z_π(k+1) would give a constant ratio.
 
     Args:
         logits: (K,), K ≥ 2.
         label: the class y, integer in [0, K).
+        k: from 1 to K − 1, as in `margin`.
 
     Returns:
         A number ≥ −1.
@@ -123,10 +135,10 @@ def dlr(logits: Logits, label: Label) -> Scalar:
     Reference:
         Croce and Hein, 2020, arXiv:2003.01690.
     """
-    if logits.shape[0] < 3:
-        return margin(logits, label)
-    top = jax.lax.top_k(logits, 3)[0]
-    return margin(logits, label) / (top[0] - top[2] + 1e-12)
+    if logits.shape[0] < k + 2:
+        return margin(logits, label, k=k)
+    top = jax.lax.top_k(logits, k + 2)[0]
+    return margin(logits, label, k=k) / (top[0] - top[-1] + 1e-12)
 
 
 def targeted_dlr(logits: Logits, label: Label, target: Label) -> Scalar:
@@ -175,21 +187,34 @@ def kl_divergence(logits: Logits, reference: Logits) -> Scalar:
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
 
 
-# name -> (loss away from the label, loss towards the target), each of (logits, criterion)
-LOSSES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "cross_entropy": (
-        lambda z, goal: cross_entropy(z, goal.label),
-        lambda z, goal: targeted_cross_entropy(z, goal.target),
-    ),
-    "margin": (
-        lambda z, goal: margin(z, goal.label),
-        lambda z, goal: targeted_margin(z, goal.target),
-    ),
-    "dlr": (
-        lambda z, goal: dlr(z, goal.label),
-        lambda z, goal: targeted_dlr(z, goal.label, goal.target),
-    ),
-}
+def _cross_entropy(logits: Logits, goal: Any) -> Scalar:
+    if goal.targeted:
+        return targeted_cross_entropy(logits, goal.target)
+    return cross_entropy(logits, goal.label)
+
+
+def _margin(logits: Logits, goal: Any) -> Scalar:
+    """Positive when the criterion is met; where logits or probabilities tie, 0 and perhaps met."""
+    if isinstance(goal, Confident):
+        best = goal.target if goal.targeted else jnp.argmax(_others(logits, goal.label))
+        least = jnp.log(jnp.asarray(goal.probability).astype(logits.dtype))
+        # the targeted cross-entropy is log softmax, but does not saturate
+        return jnp.minimum(_margin(logits, goal.goal), targeted_cross_entropy(logits, best) - least)
+    if goal.targeted:
+        return targeted_margin(logits, goal.target)
+    return margin(logits, goal.label, k=goal.k)
+
+
+def _dlr(logits: Logits, goal: Any) -> Scalar:
+    if not goal.targeted:
+        return dlr(logits, goal.label, k=goal.k)
+    if goal.label is None:
+        raise ValueError("loss 'dlr' with Targeted needs the true labels: Targeted(target, label)")
+    return targeted_dlr(logits, goal.label, goal.target)
+
+
+# name -> loss of (logits, criterion): away from the label, or towards the target
+LOSSES: dict[str, Callable[..., Any]] = {"cross_entropy": _cross_entropy, "margin": _margin, "dlr": _dlr}
 
 
 def attack_loss(loss: str | Callable[..., Any], logits: Logits, goal: Criterion) -> Scalar:
@@ -198,7 +223,10 @@ def attack_loss(loss: str | Callable[..., Any], logits: Logits, goal: Criterion)
     Args:
         loss: one of `LOSSES`, or a function of (logits (K,), criterion).
         logits: (K,).
-        goal: `Misclassified` (away from the label) or `Targeted` (towards the target), of one example.
+        goal: the criterion of one example: away from its label where it is not `targeted`, else towards its target.
+            The margin is positive when the criterion is met. Of `Confident`, cross-entropy and DLR are those of the
+            criterion within, and the margin is min(its margin, log softmax_j(z) − log p) for the largest class j that
+            it allows.
 
     Returns:
         The loss, a scalar.
@@ -210,6 +238,4 @@ def attack_loss(loss: str | Callable[..., Any], logits: Logits, goal: Criterion)
         return loss(logits, goal)
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {sorted(LOSSES)} or a function of (logits, criterion); got {loss!r}")
-    if loss == "dlr" and isinstance(goal, Targeted) and goal.label is None:
-        raise ValueError("loss 'dlr' with Targeted needs the true labels: Targeted(target, label)")
-    return LOSSES[loss][isinstance(goal, Targeted)](logits, goal)
+    return LOSSES[loss](logits, goal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import typing
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxtyping import Key as TypedKey
 
 __all__ = [
+    "CRITERIA",
     "AttackResult",
     "Classifier",
     "Code",
+    "Confident",
     "Criterion",
     "Image",
     "Images",
@@ -26,6 +29,8 @@ __all__ = [
     "Misclassified",
     "Number",
     "Targeted",
+    "TopK",
+    "Towards",
     "pytree",
 ]
 
@@ -191,8 +196,26 @@ class _WithoutParams:
         return self.function(images)
 
 
+class Criterion(abc.ABC):
+    """What counts as success, as a value: a batch's is one criterion whose arrays have a leading axis.
+
+    Losses ask `targeted`, `label`, `target` and `k`: they move away from the label, until it is not among the k classes
+    of largest logits, or towards the target.
+    """
+
+    label: Any
+    target: Any
+    k: int
+    # whether losses move towards `target` rather than away from `label`; static
+    targeted = False
+
+    @abc.abstractmethod
+    def met(self, logits: Float[Array, " classes"]) -> Bool[Array, ""]:
+        """Whether one example's logits (K,) meet the criterion."""
+
+
 @pytree("label")
-class Misclassified:
+class Misclassified(Criterion):
     """Success is any label but the true one: argmax_k z_k ≠ y, with finite logits. Ties go to the lowest index.
 
     Args:
@@ -200,14 +223,16 @@ class Misclassified:
     """
 
     label: Any
+    target = None
+    k = 1
 
     def met(self, logits: Float[Array, " classes"]) -> Bool[Array, ""]:
         """Whether one example's logits (K,) meet the criterion."""
-        return jnp.all(jnp.isfinite(logits)) & (jnp.argmax(logits) != self.label)
+        return jnp.all(jnp.isfinite(logits)) & (_predicted(logits) != _class(self.label))
 
 
 @pytree("target", "label")
-class Targeted:
+class Targeted(Criterion):
     """Success is the target label: argmax_k z_k = t, with finite logits.
 
     Args:
@@ -217,13 +242,149 @@ class Targeted:
 
     target: Any
     label: Any = None
+    targeted = True
 
     def met(self, logits: Float[Array, " classes"]) -> Bool[Array, ""]:
         """Whether one example's logits (K,) meet the criterion."""
-        return jnp.all(jnp.isfinite(logits)) & (jnp.argmax(logits) == self.target)
+        return jnp.all(jnp.isfinite(logits)) & (_predicted(logits) == _class(self.target))
 
 
-Criterion = Misclassified | Targeted
+@pytree("label")
+class TopK(Criterion):
+    """Success is that the true label is not among the k classes of largest logits, all of them finite.
+
+    Of equal logits those of lower index come first, so k = 1 is `Misclassified`.
+
+    Args:
+        label: true labels, integer, () or (N,).
+        k: from 1 to the number of classes less one (static).
+
+    Raises:
+        TypeError: k is no integer.
+        ValueError: k below 1; when met with logits, k not below the number of classes.
+
+    Example:
+        >>> [bool(TopK(0, k).met(jnp.array([3.0, 4.0, 1.0]))) for k in (1, 2)]
+        [True, False]
+    """
+
+    label: Any
+    k: int
+    target = None
+
+    def __post_init__(self) -> None:
+        from jaxrobust import _checks  # which knows the types of this file
+
+        _checks.count("k", self.k)
+
+    def met(self, logits: Float[Array, " classes"]) -> Bool[Array, ""]:
+        """Whether one example's logits (K,) meet the criterion."""
+        if self.k >= logits.shape[0]:
+            raise ValueError(f"k must be below the number of classes, {logits.shape[0]}; got {self.k}")
+        label = _class(self.label)
+        own = logits[label]
+        before = jnp.arange(logits.shape[0], dtype=jnp.int32) < label
+        ahead = (logits > own) | ((logits == own) & before)
+        return jnp.all(jnp.isfinite(logits)) & (jnp.sum(ahead, dtype=jnp.int32) >= self.k)
+
+
+class _Around(Criterion):
+    """A criterion around another, `goal`, whose label and k it has."""
+
+    goal: Any
+
+    @property
+    def label(self) -> Any:
+        """The label of the criterion within."""
+        return self.goal.label
+
+    @property
+    def k(self) -> int:  # type: ignore[override]
+        """The k of the criterion within, which must not be targeted."""
+        return self.goal.k
+
+
+@pytree("goal", "probability")
+class Confident(_Around):
+    """Success is another criterion, met with confidence: max_k softmax_k(z) ≥ p besides.
+
+    Args:
+        goal: `Misclassified`, `Targeted` or `TopK`.
+        probability: p in [0, 1], one number or one an image.
+
+    Raises:
+        TypeError, ValueError: a probability that is no number in [0, 1].
+
+    Example:
+        >>> [bool(Confident(Misclassified(0), p).met(jnp.array([0.0, 2.0]))) for p in (0.8, 0.9)]
+        [True, False]
+    """
+
+    goal: Any
+    probability: Number
+
+    def __post_init__(self) -> None:
+        from jaxrobust import _checks  # which knows the types of this file
+
+        object.__setattr__(self, "probability", _checks.number("probability", self.probability, high=1.0))
+
+    @property
+    def targeted(self) -> bool:  # type: ignore[override]
+        """Whether the criterion within is."""
+        return self.goal.targeted
+
+    @property
+    def target(self) -> Any:
+        """The target of the criterion within."""
+        return self.goal.target
+
+    def met(self, logits: Float[Array, " classes"]) -> Bool[Array, ""]:
+        """Whether one example's logits (K,) meet the criterion."""
+        least = jnp.asarray(self.probability).astype(logits.dtype)
+        return self.goal.met(logits) & (jnp.max(jax.nn.softmax(logits)) >= least)
+
+
+@pytree("target", "goal")
+class Towards(_Around):
+    """Success is what another criterion says, sought by losses towards a target; see `attacks.targeted_each`.
+
+    Args:
+        target: target labels, integer, () or (N,).
+        goal: `Misclassified`, `TopK`, or `Confident` around one of them.
+
+    Example:
+        >>> bool(Towards(2, Misclassified(0)).met(jnp.array([0.0, 1.0, 0.0])))
+        True
+    """
+
+    target: Any
+    goal: Any
+    targeted = True
+
+    def met(self, logits: Float[Array, " classes"]) -> Bool[Array, ""]:
+        """Whether one example's logits (K,) meet the criterion within."""
+        return self.goal.met(logits)
+
+
+# name -> how the criterion is made from labels and targets; every law about criteria runs over it
+CRITERIA: dict[str, Callable[[Any, Any], Criterion]] = {
+    "misclassified": lambda label, target: Misclassified(label),
+    "targeted": lambda label, target: Targeted(target, label),
+    "top_2": lambda label, target: TopK(label, 2),
+    "confident": lambda label, target: Confident(Misclassified(label), 0.8),
+    "confident_targeted": lambda label, target: Confident(Targeted(target, label), 0.8),
+    "confident_top_2": lambda label, target: Confident(TopK(label, 2), 0.8),
+    "towards": lambda label, target: Towards(target, Misclassified(label)),
+}
+
+
+def _class(label: Any) -> Int[Array, ""]:
+    """A label of any integer type, to compare with one of another."""
+    return jnp.asarray(label).astype(jnp.int32)
+
+
+def _predicted(logits: Logits) -> Int[Array, ""]:
+    return jnp.argmax(logits).astype(jnp.int32)
 
 
 @pytree("images", "success", "loss", "size", "forwards", "backwards", "code", "parameters")

@@ -21,6 +21,13 @@ from jaxrobust.attacks.carlini_wagner import CarliniWagnerL0 as CarliniWagnerL0
 from jaxrobust.attacks.carlini_wagner import CarliniWagnerL2 as CarliniWagnerL2
 from jaxrobust.attacks.carlini_wagner import CarliniWagnerLinf as CarliniWagnerLinf
 from jaxrobust.attacks.carlini_wagner import carlini_wagner as carlini_wagner
+from jaxrobust.attacks.compose import OneRun as OneRun
+from jaxrobust.attacks.compose import Restarts as Restarts
+from jaxrobust.attacks.compose import TargetedEach as TargetedEach
+from jaxrobust.attacks.compose import best_of as best_of
+from jaxrobust.attacks.compose import on_survivors as on_survivors
+from jaxrobust.attacks.compose import restarts as restarts
+from jaxrobust.attacks.compose import targeted_each as targeted_each
 from jaxrobust.attacks.corner_search import CornerSearch as CornerSearch
 from jaxrobust.attacks.corner_search import corner_search as corner_search
 from jaxrobust.attacks.ddn import DDN as DDN
@@ -138,16 +145,19 @@ __all__ = [
     "Lagrangian",
     "Minimal",
     "OnePixel",
+    "OneRun",
     "PhysicalResult",
     "Placement",
     "Pointwise",
     "RandomClassifier",
     "RandomSearch",
+    "Restarts",
     "SigmaZero",
     "SparseAPGD",
     "SparseFool",
     "SparseRS",
     "Square",
+    "TargetedEach",
     "UniversalResult",
     "WorstOf",
     "adam",
@@ -156,6 +166,7 @@ __all__ = [
     "apgd",
     "apgd_t",
     "autoattack_rand",
+    "best_of",
     "bim",
     "boundary",
     "bpda",
@@ -185,6 +196,7 @@ __all__ = [
     "msd",
     "nes",
     "non_printability",
+    "on_survivors",
     "one_pixel",
     "patch_success",
     "pgd",
@@ -194,6 +206,7 @@ __all__ = [
     "r_fgsm",
     "recoloradv",
     "register",
+    "restarts",
     "rp2",
     "rs_fgsm",
     "run",
@@ -205,6 +218,7 @@ __all__ = [
     "stadv",
     "sticker_mask",
     "suite",
+    "targeted_each",
     "trajectory",
     "unforeseen_sets",
     "universal_gradient",

@@ -16,7 +16,7 @@ from jaxrobust.losses import attack_loss
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.lp import L1, L2, Linf, norm
 from jaxrobust.sets.sparse import L0
-from jaxrobust.types import Criterion, Image, Logits, Misclassified, Number, Targeted, pytree
+from jaxrobust.types import Criterion, Image, Logits, Number, pytree
 
 __all__ = [
     "LEAST",
@@ -24,6 +24,7 @@ __all__ = [
     "Penalised",
     "Rounds",
     "adam_step",
+    "check_kind",
     "check_steps",
     "choose",
     "cosine",
@@ -34,7 +35,6 @@ __all__ = [
     "nearest_boundary",
     "order_of",
     "strongest_others",
-    "untargeted_only",
 ]
 
 Scalar = Float[Array, ""]
@@ -120,7 +120,7 @@ class Penalised(MinimumNorm):
     def _meets(self, goal: Criterion, logits: Logits) -> Bool[Array, ""]:
         """Whether the criterion is met with confidence κ to spare."""
         kappa = self._kappa(logits)
-        if isinstance(goal, Targeted):
+        if goal.targeted:
             return goal.met(logits.at[goal.target].add(-kappa))
         return goal.met(logits.at[goal.label].add(kappa))
 
@@ -142,11 +142,12 @@ def order_of(set: PerturbationSet, attack: str, known: tuple[int | float, ...]) 
     return p
 
 
-def untargeted_only(goal: Criterion, attack: str) -> Misclassified:
-    """The criterion, which must be misclassification."""
-    if isinstance(goal, Targeted):
-        raise ValueError(f"{attack} has no targeted form: the criterion must be Misclassified; got Targeted")
-    return goal
+def check_kind(goal: Criterion, attack: str, *kinds: type[Criterion]) -> None:
+    """That an attack which goes to the boundary between two classes has a form for the criterion."""
+    if not isinstance(goal, kinds):
+        known = " or ".join(kind.__name__ for kind in kinds)
+        found = type(goal).__name__
+        raise ValueError(f"the criterion must be {known} for {attack}, which compares two classes; got {found}")
 
 
 def strongest_others(logits: Logits, label: Any, count: int) -> Int[Array, " others"]:

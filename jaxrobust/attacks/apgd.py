@@ -113,8 +113,10 @@ class AutoPGD(Ascent):
         memory = self._memory(x, theta)
         if not self.targets:
             return self._open(x, goal, logits, theta, memory)
-        if isinstance(goal, Targeted):
-            raise ValueError(f"targets must be 0 with a Targeted criterion, which has its own; got {self.targets}")
+        if goal.targeted:
+            raise ValueError(
+                f"targets must be 0 with {type(goal).__name__}, which has a target of its own; got {self.targets}"
+            )
         aim = Targeted(_runner_up(logits, goal.label, restart // (self.restarts // self.targets)), goal.label)
         state = self._open(x, goal, logits, theta, memory, aim)
         # the clean image, booked by a run without a target, must not outrank what others find
@@ -134,7 +136,7 @@ class AutoPGD(Ascent):
         return super().done(state) | self._is_idle(state)
 
     def _is_idle(self, state: SearchState) -> Bool[Array, ""]:
-        return state.aim.target < 0 if self.targets else jnp.zeros((), bool)  # type: ignore[union-attr]
+        return state.aim.target < 0 if self.targets else jnp.zeros((), bool)
 
     @property
     def _method(self) -> str:

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
-from jaxrobust.attacks._minimum import MinimumNorm, untargeted_only
+from jaxrobust.attacks._minimum import MinimumNorm, check_kind
 from jaxrobust.attacks.ascent import QueryAttack, SearchState
 from jaxrobust.attacks.base import Points, register
 from jaxrobust.losses import margin
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.sparse import L0, L0Linf, whole
-from jaxrobust.types import Criterion, Image, Key, Logits, pytree
+from jaxrobust.types import Criterion, Image, Key, Logits, Misclassified, pytree
 
 __all__ = ["CornerSearch", "corner_search"]
 
@@ -86,7 +86,7 @@ class CornerSearch(QueryAttack, MinimumNorm):
 
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> SearchState:
         """Before the first change of a single pixel."""
-        goal = untargeted_only(goal, "corner_search")
+        check_kind(goal, "corner_search", Misclassified)
         zero = jnp.zeros((), jnp.int32)
         shape = (logits.shape[0], min(self.best_changes, self._singles(x)))
         scores, best = jnp.full(shape, -jnp.inf, logits.dtype), jnp.zeros(shape, jnp.int32)
@@ -238,7 +238,7 @@ def corner_search(
 
     Raises:
         TypeError: another set.
-        ValueError: counts below 1; when run, a `Targeted` criterion.
+        ValueError: counts below 1; when run, a criterion other than `Misclassified`.
 
     Example:
         >>> str(corner_search(jr.sets.L0(10)))

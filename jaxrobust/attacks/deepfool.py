@@ -13,19 +13,19 @@ from jaxrobust import _checks
 from jaxrobust.attacks._minimum import (
     LEAST,
     MinimumNorm,
+    check_kind,
     check_steps,
     differences,
     dual_norm,
     nearest_boundary,
     order_of,
     strongest_others,
-    untargeted_only,
 )
 from jaxrobust.attacks.ascent import SearchState
 from jaxrobust.attacks.base import register
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.lp import unit
-from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
+from jaxrobust.types import Criterion, Image, Key, Logits, Misclassified, Number, pytree
 
 __all__ = ["DeepFool", "deepfool"]
 
@@ -63,7 +63,7 @@ class DeepFool(MinimumNorm):
 
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> SearchState:
         """At the clean image, with the candidates: the classes of largest logits besides the true one."""
-        goal = untargeted_only(goal, "deepfool")
+        check_kind(goal, "deepfool", Misclassified)
         classes = strongest_others(logits, goal.label, self.candidates - 1)
         return self._start(x, goal, logits, jnp.zeros_like(x), (classes, jnp.zeros_like(x), jnp.zeros((), bool)))
 
@@ -119,8 +119,8 @@ def deepfool(set: PerturbationSet, *, steps: int = 50, candidates: int = 10, ove
         as a boundary is crossed, usually after two or three steps.
 
     Raises:
-        ValueError: another set, steps below 1, candidates below 2, a negative overshoot; when run, a `Targeted`
-            criterion.
+        ValueError: another set, steps below 1, candidates below 2, a negative overshoot; when run, a criterion other
+            than `Misclassified`.
 
     Example:
         >>> str(deepfool(jr.sets.L2(10.0)))

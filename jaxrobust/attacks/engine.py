@@ -199,7 +199,7 @@ def run(
         attack: such as `attacks.pgd(sets.Linf(8 / 255))`.
         model: the classifier.
         images: (N, H, W, C) floating point in [0, 1].
-        labels: (N,) true labels, integer; or a criterion, such as `Targeted(targets)`.
+        labels: (N,) true labels, integer; or a criterion: `Targeted`, `TopK`, `Confident`, `Towards`.
         key: makes all randomness; example i uses fold_in(key, indices[i]).
         indices: (N,) integers, the examples' places in their data set; by default 0 … N−1. With them a result does
             not depend on the batch in which an example comes.

@@ -14,18 +14,18 @@ from jaxrobust import _checks
 from jaxrobust.attacks._hyperplane import to_hyperplane
 from jaxrobust.attacks._minimum import (
     MinimumNorm,
+    check_kind,
     check_steps,
     differences,
     farthest,
     nearest_boundary,
     order_of,
     strongest_others,
-    untargeted_only,
 )
 from jaxrobust.attacks.ascent import SearchState
 from jaxrobust.attacks.base import register
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.types import Criterion, Image, Key, Logits, Number, Targeted, pytree
+from jaxrobust.types import Criterion, Image, Key, Logits, Misclassified, Number, Targeted, pytree
 
 __all__ = ["FAB", "fab"]
 
@@ -92,9 +92,11 @@ class FAB(MinimumNorm):
 
     def begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, restart: Int[Array, ""]) -> SearchState:
         """Run number `restart`: the classes whose boundaries it considers, and its start."""
-        if not self.targets:
-            goal = untargeted_only(goal, "fab without targets")
-        if isinstance(goal, Targeted):
+        if self.targets:
+            check_kind(goal, "fab with targets", Misclassified, Targeted)
+        else:
+            check_kind(goal, "fab without targets", Misclassified)
+        if goal.targeted:
             classes, repeat = jnp.asarray(goal.target)[None], restart
         else:
             most = self.targets or (self.candidates or logits.shape[0]) - 1
@@ -160,7 +162,7 @@ class FAB(MinimumNorm):
 
 def _source(goal: Criterion, logits: Logits) -> Int[Array, ""]:
     """The class to get away from: the true one, or the strongest that is not the target."""
-    if isinstance(goal, Targeted):
+    if goal.targeted:
         return strongest_others(logits, goal.target, 1)[0]
     return jnp.asarray(goal.label)
 
@@ -201,8 +203,8 @@ def fab(
         adversarial takes one forward, any other two. With a `Targeted` criterion FAB-T aims at its target in all runs.
 
     Raises:
-        ValueError: another set, counts below 1, bias or backward outside of [0, 1]; when run, a `Targeted` criterion
-            without targets.
+        ValueError: another set, counts below 1, bias or backward outside of [0, 1]; when run, another
+            criterion than `Misclassified` or, with targets, `Targeted`.
 
     Example:
         >>> str(fab(jr.sets.Linf(8 / 255), targets=9))

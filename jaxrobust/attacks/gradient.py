@@ -65,7 +65,7 @@ class PGD(Ascent):
         return None if self.momentum is None else jax.tree.map(jnp.zeros_like, theta)
 
     def _aim(self, goal: Criterion, logits: Logits) -> Criterion:
-        return goal if self.aim == "goal" else Targeted(jnp.argmin(logits), getattr(goal, "label", None))
+        return goal if self.aim == "goal" else Targeted(jnp.argmin(logits), goal.label)
 
     def _move(self, state: SearchState, gradient: Any) -> tuple[Any, Any]:
         x, velocity = state.x, state.memory

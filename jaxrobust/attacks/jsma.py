@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
-from jaxrobust.attacks._minimum import MinimumNorm, check_steps, order_of, strongest_others
+from jaxrobust.attacks._minimum import MinimumNorm, check_kind, check_steps, order_of, strongest_others
 from jaxrobust.attacks.ascent import SearchState, finite
 from jaxrobust.attacks.base import register
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.types import Criterion, Image, Key, Logits, Number, Targeted, pytree
+from jaxrobust.types import Criterion, Image, Key, Logits, Misclassified, Number, Targeted, pytree
 
 __all__ = ["JSMA", "jsma"]
 
@@ -84,7 +84,8 @@ class JSMA(MinimumNorm):
 
     def begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, restart: Int[Array, ""]) -> SearchState:
         """Run number `restart`, which aims at the criterion's target or at one of the strongest other classes."""
-        if isinstance(goal, Targeted):
+        check_kind(goal, "jsma", Misclassified, Targeted)
+        if goal.targeted:
             classes = jnp.asarray(goal.target).astype(jnp.int32)[None]
         else:
             classes = strongest_others(logits, goal.label, self.targets).astype(jnp.int32)
@@ -187,7 +188,8 @@ def jsma(
         each relative to its maximum.
 
     Raises:
-        ValueError: another set, counts below 1, change outside of [0, 1], or another direction or output.
+        ValueError: another set, counts below 1, change outside of [0, 1], or another direction or output;
+            when run, a criterion other than `Misclassified` or `Targeted`.
 
     Example:
         >>> str(jsma(jr.sets.L0(113, "coordinate"), targets=1))

@@ -16,7 +16,7 @@ from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState
 from jaxrobust.attacks.base import Points, register
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.sparse import L0, whole
-from jaxrobust.types import Criterion, Image, Key, Logits, Number, Targeted, pytree
+from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
 __all__ = ["OnePixel", "one_pixel"]
 
@@ -137,7 +137,7 @@ class OnePixel(QueryAttack):
         """Whether the best point's probabilities are such that the search ends; known for cross-entropy alone."""
         if self.loss != "cross_entropy":
             return jnp.zeros((), bool)
-        limit = math.log(TARGET_ABOVE) if isinstance(state.goal, Targeted) else -math.log(LABEL_BELOW)
+        limit = math.log(TARGET_ABOVE) if state.goal.targeted else -math.log(LABEL_BELOW)
         return state.success & (state.best_loss > limit)
 
     def _members(self, state: SearchState) -> Int[Array, " queries"]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust import _checks
 from jaxrobust.attacks.base import register
 from jaxrobust.attacks.gradient import PGD, Loss, pgd
-from jaxrobust.losses import margin, targeted_margin
+from jaxrobust.losses import attack_loss
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.types import Criterion, Logits, Number, Targeted
+from jaxrobust.types import Criterion, Logits, Number
 
 __all__ = ["clamped_margin", "ppgd"]
 
 
 def clamped_margin(logits: Logits, goal: Criterion) -> Float[Array, ""]:
-    """The margin min(max_{k≠y} z_k − z_y, 1), or its targeted form: nothing is gained beyond clear success.
+    """The criterion's margin, such as max_{k≠y} z_k − z_y, but at most 1: nothing is gained beyond clear success.
 
     Args:
         logits: (K,).
@@ -24,9 +25,7 @@ def clamped_margin(logits: Logits, goal: Criterion) -> Float[Array, ""]:
     Returns:
         A number ≤ 1.
     """
-    if isinstance(goal, Targeted):
-        return targeted_margin(logits, goal.target, confidence=1.0)
-    return margin(logits, goal.label, confidence=1.0)
+    return jnp.minimum(attack_loss("margin", logits, goal), jnp.ones((), logits.dtype))
 
 
 def ppgd(

@@ -65,7 +65,7 @@ class Enumeration(QueryAttack):
         return self._book(state, self._thetas(state), loss, logits, meant)
 
     def _places(self, state: SearchState) -> Int[Array, " queries"]:
-        return state.asked * self.queries + jnp.arange(self.queries)
+        return state.asked * self.queries + jnp.arange(self.queries, dtype=jnp.int32)
 
     def _thetas(self, state: SearchState) -> Any:
         return jax.vmap(self._point, (None, 0))(state, self._places(state))

@@ -14,19 +14,19 @@ from jaxrobust.attacks._hyperplane import to_hyperplane
 from jaxrobust.attacks._minimum import (
     LEAST,
     MinimumNorm,
+    check_kind,
     check_steps,
     choose,
     differences,
     nearest_boundary,
     order_of,
     strongest_others,
-    untargeted_only,
 )
 from jaxrobust.attacks.ascent import SearchState, finite
 from jaxrobust.attacks.base import register
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.lp import norm, unit
-from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
+from jaxrobust.types import Criterion, Image, Key, Logits, Misclassified, Number, pytree
 
 __all__ = ["SparseFool", "sparse_fool"]
 
@@ -99,7 +99,7 @@ class SparseFool(MinimumNorm):
 
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> SearchState:
         """At the clean image."""
-        goal = untargeted_only(goal, "sparse_fool")
+        check_kind(goal, "sparse_fool", Misclassified)
         classes = strongest_others(logits, goal.label, self.candidates - 1)
         still, zero = jnp.zeros_like(x), jnp.zeros((), jnp.int32)
         memory = Search(zero, still, still, zero, classes[0], classes, zero, zero, jnp.zeros((), bool))
@@ -210,7 +210,8 @@ def sparse_fool(
         The attack.
 
     Raises:
-        ValueError: another set, steps below 1, candidates below 2, a negative number; when run, a `Targeted` criterion.
+        ValueError: another set, steps below 1, candidates below 2, a negative number; when run, a criterion
+            other than `Misclassified`.
 
     Example:
         >>> str(sparse_fool(jr.sets.L0(100)))

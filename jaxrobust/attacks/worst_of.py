@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
+from jaxrobust.attacks._minimum import choose
 from jaxrobust.attacks.ascent import Loss, never_nan
 from jaxrobust.attacks.base import KNOWLEDGE, Attack, Best, Knowledge, Points, is_better, register
 from jaxrobust.attacks.gradient import pgd
@@ -46,11 +47,13 @@ class WorstOf(Attack):
         radius: None where all attacks search one set, whose radius then is the attack's; else what all their radii are
             multiplied by.
         loss: what ranks points among those that meet the criterion, and among those that do not.
+        until_success: whether an attack has its turn only where none before has met the criterion (static).
     """
 
     attacks: tuple[Attack, ...]
     radius: Number | None = None
     loss: Loss = "cross_entropy"
+    until_success: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "radius", _checks.number("radius", self.radius))
@@ -65,6 +68,11 @@ class WorstOf(Attack):
     def restarts(self) -> int:  # type: ignore[override]
         """Runs of every attack: the r-th of each comes in the r-th of the whole."""
         return self.attacks[0].restarts
+
+    @property
+    def ends_early(self) -> bool:  # type: ignore[override]
+        """Whether success ends it, or any attack may end early."""
+        return self.until_success or any(attack.ends_early for attack in self.attacks)
 
     @property
     def queries(self) -> int:
@@ -92,8 +100,12 @@ class WorstOf(Attack):
         return min((attack.knowledge for attack in self.attacks), key=KNOWLEDGE.index)
 
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> WorstOfState:
-        """All attacks begin, with one key; the clean image is booked."""
-        states = tuple(attack.init(key, x, goal, logits) for attack in self._members)
+        """The first run."""
+        return self.begin(key, x, goal, logits, jnp.zeros((), jnp.int32))
+
+    def begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, restart: Int[Array, ""]) -> WorstOfState:
+        """All attacks begin their run of this number, with one key; the clean image is booked."""
+        states = tuple(attack.begin(key, x, goal, logits, restart) for attack in self._members)
         loss = self._loss(logits, goal)
         zero = jnp.zeros((), jnp.int32)
         best = Best(
@@ -117,6 +129,16 @@ class WorstOf(Attack):
             return asked[places]
 
         return self._of_turn(state, points)
+
+    def meant(self, state: WorstOfState) -> Bool[Array, " queries"]:
+        """Those of the attack whose turn it is, without the repeated ones; none where its run has nothing to do."""
+
+        def own(i: int) -> Any:
+            attack, inner = self._members[i], state.states[i]
+            looked_at = attack.meant(inner) & ~attack.done(inner)
+            return jnp.pad(looked_at, (0, self.queries - attack.queries))
+
+        return self._of_turn(state, own)
 
     def cotangents(self, state: WorstOfState, logits: Float[Array, "queries classes"]) -> Array:
         """Those of the attack whose turn it is, zeros besides."""
@@ -185,7 +207,7 @@ class WorstOf(Attack):
     def _told(self, i: int, state: WorstOfState, logits: Array, gradients: Array) -> tuple[Any, Best, Array]:
         attack, old = self._members[i], state.states[i]
         logits, gradients = logits[: attack.queries], gradients[: attack.queries]
-        new = attack.tell(old, logits, gradients)
+        new = choose(attack.done(old), old, attack.tell(old, logits, gradients))
         before, after = attack.best(old), attack.best(new)
         # what it newly books is among the points it asked, so the logits are here
         apart = jnp.max(jnp.abs(attack.ask(old) - after.image[None]), (1, 2, 3))
@@ -198,8 +220,11 @@ class WorstOf(Attack):
             for name in ("image", "success", "loss", "size", "parameters")
         }
         states = (*state.states[:i], new, *state.states[i + 1 :])
-        turn = state.turn + attack.done(new).astype(state.turn.dtype)
-        return states, dataclasses.replace(state.best, **kept), turn
+        over, best = attack.done(new), dataclasses.replace(state.best, **kept)
+        turn = state.turn + over.astype(state.turn.dtype)
+        if self.until_success:
+            turn = jnp.where(over & best.success, len(self.attacks), turn)
+        return states, best, turn
 
     def _in_common(self, i: int, x: Image, book: Best) -> Best:
         """What attack i has booked, in the terms of the common set."""
@@ -212,7 +237,7 @@ class WorstOf(Attack):
         return never_nan(attack_loss(self.loss, logits, goal))
 
     def __str__(self) -> str:
-        return f"worst of [{'; '.join(map(str, self.attacks))}]"
+        return f"{'on survivors' if self.until_success else 'worst of'} [{'; '.join(map(str, self.attacks))}]"
 
 
 def worst_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
@@ -221,6 +246,7 @@ def worst_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
     One loss ranks the points of all attacks, whatever each of them ascends. The attacks may search different sets;
     the result then is a member of one of them, its size is a fraction of that one's radius, and `with_radius(r)`
     multiplies all radii by r. On one common set everything is in its own terms, and `with_radius(r)` sets its radius.
+    For different numbers of restarts see `best_of`, to end with the first success `on_survivors`.
 
     Cost: the sum of the attacks' forwards and of their backwards.
 

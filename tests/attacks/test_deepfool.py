@@ -49,5 +49,5 @@ def test_bad_input_is_refused():
         deepfool(sets.L2(1.0), overshoot=-0.1)
     model = tiny.dense_classifier()
     images, labels = tiny.images_and_labels(model)
-    with pytest.raises(ValueError, match="deepfool has no targeted form"):
+    with pytest.raises(ValueError, match=r"the criterion must be Misclassified for deepfool, .*got Targeted"):
         attacks.run(deepfool(sets.L2(1.0)), model, images, Targeted(labels), key=KEY)

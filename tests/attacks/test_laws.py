@@ -32,6 +32,7 @@ def cases(default, pairs=PAIRS):
 # attacks whose like is in the default run
 LIKE_OTHERS = {"affine", "bim", "fast_lpa", "kang", "least_likely", "mi_fgsm", "r_fgsm"}
 LIKE_OTHERS |= {"apgd_dlr", "boundary", "cw_l0", "cw_linf", "ddn", "ead", "fab", "minimal_pgd", "nes"}
+LIKE_OTHERS |= {"on_survivors", "restarts", "targeted_each"}  # test_compose.py
 LIKE_OTHERS |= {"corner_search", "jsma", "pgd_0", "pointwise", "sigma_zero", "sparse_fool", "sparse_rs"}
 CASES = cases(lambda attack, name: name in SETS if attack == "pgd" else attack not in LIKE_OTHERS)
 # laws about how an attack is run, for which one set says as much as another

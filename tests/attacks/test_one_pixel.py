@@ -240,5 +240,5 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="samples must be >= 1; got 0"):
         corner_search(sets.L0(1), samples=0)
     model, images, labels = problem(2)
-    with pytest.raises(ValueError, match="corner_search has no targeted form"):
+    with pytest.raises(ValueError, match=r"the criterion must be Misclassified for corner_search, .*got Targeted"):
         attacks.run(corner_search(sets.L0(1), queries=10), model, images, Targeted(1 - labels % 2), key=KEY)

@@ -154,5 +154,5 @@ def test_bad_input_is_refused():
         sparse_fool(sets.L0(1), candidates=1)
     model = tiny.dense_classifier()
     images, labels = tiny.images_and_labels(model)
-    with pytest.raises(ValueError, match="sparse_fool has no targeted form"):
+    with pytest.raises(ValueError, match=r"the criterion must be Misclassified for sparse_fool, .*got Targeted"):
         attacks.run(sparse_fool(sets.L0(1)), model, images, Targeted(labels), key=KEY)
