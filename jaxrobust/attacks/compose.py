@@ -285,12 +285,14 @@ def restarts(attack: Attack, n: int) -> Restarts:
     Of an attack whose runs differ by more than their key, such as APGD-T by target, every run comes n times: first all
     of them once, then all of them again.
 
+    Cost: n times the attack's.
+
     Args:
         attack: such as `square(jr.sets.Linf(8 / 255))`; one that starts at random.
         n: ≥ 1.
 
     Returns:
-        The attack, at n times the cost. The lanes of `evaluate` start a later run of an example as soon as a lane is
+        The attack. The lanes of `evaluate` start a later run of an example as soon as a lane is
         free, and with early stopping only while none has met the criterion.
 
     Raises:
@@ -317,13 +319,15 @@ def targeted_each(attack: Attack, *, targets: int = 9) -> TargetedEach:
     rank 1: of rank r + 1 among the other classes. Success stays what the criterion says, misclassification as any
     class; see `Towards`.
 
+    Cost: min(targets, K − 1) times the attack's.
+
     Args:
         attack: such as `pgd(jr.sets.Linf(8 / 255), loss="dlr")`. Its own restarts come for every target. One that asks
             for labels alone, such as HopSkipJump, would run as it does anyway.
         targets: classes aimed at, ≥ 1. Those beyond the K − 1 other classes cost nothing.
 
     Returns:
-        The attack, at min(targets, K − 1) times the cost. For APGD, `apgd_t` is the same in one piece.
+        The attack. For APGD, `apgd_t` is the same in one piece.
 
     Raises:
         TypeError: something that is no attack.
@@ -346,12 +350,14 @@ def best_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
     All attacks run to their end, whatever the others have found: the point of highest loss is wanted. Where only
     success is, `on_survivors` costs less.
 
+    Cost: the sum of the attacks' forwards and of their backwards.
+
     Args:
         *attacks: at least one. Where their numbers of restarts differ, all runs of each come in one run of the whole.
         loss: what ranks points, as in `worst_of`.
 
     Returns:
-        The attack, at the cost of all of them.
+        The attack.
 
     Raises:
         TypeError: something that is no attack.
@@ -360,6 +366,9 @@ def best_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
     Example:
         >>> best_of(pgd(jr.sets.Linf(0.1)), pgd(jr.sets.Linf(0.1), restarts=3)).restarts
         1
+
+    Reference:
+        Tramèr and Boneh, 2019, arXiv:1904.13000, of several perturbation types.
     """
     differ = len({attack.restarts for attack in attacks if isinstance(attack, Attack)}) > 1
     return worst_of(*(map(_one_run, attacks) if differ else attacks), loss=loss)
@@ -374,12 +383,14 @@ def on_survivors(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
     of the next, give the suite to `evaluate.robustness(only_survivors=True)`, which also runs one attack's program at a
     time; here every step costs the computations of all sets.
 
+    Cost: at most the sum of the attacks' forwards and of their backwards; only attacks that ran are counted.
+
     Args:
         *attacks: at least one, cheap ones first.
         loss: what ranks points where none meets the criterion, as in `worst_of`.
 
     Returns:
-        The attack. Only the passes of attacks that ran are counted.
+        The attack.
 
     Raises:
         TypeError: something that is no attack.
@@ -411,6 +422,16 @@ def _on_survivors(set: PerturbationSet) -> WorstOf:
     return on_survivors(pgd(set, steps=2), pgd(set, steps=2, loss="margin", restarts=2))
 
 
-register("restarts", _restarts)
-register("targeted_each", _targeted_each)
-register("on_survivors", _on_survivors)
+register("restarts", _restarts, factory=restarts, use="More runs of an attack that has no restarts of its own.")
+register(
+    "targeted_each",
+    _targeted_each,
+    factory=targeted_each,
+    use="Any attack by a loss, made as strong as APGD-T makes APGD; worth it where classes are many.",
+)
+register(
+    "on_survivors",
+    _on_survivors,
+    factory=on_survivors,
+    use="Cheap attacks first as one attack; for a suite `evaluate.robustness(only_survivors=True)` is faster.",
+)

@@ -116,7 +116,7 @@ def deepfool(set: PerturbationSet, *, steps: int = 50, candidates: int = 10, ove
 
     Returns:
         The attack. Cost: at most steps + 1 forwards and (min(candidates, K) − 1) · steps backwards; it is done as soon
-        as a boundary is crossed, usually after two or three steps.
+        as a boundary is crossed.
 
     Raises:
         ValueError: another set, steps below 1, candidates below 2, a negative overshoot; when run, a criterion other

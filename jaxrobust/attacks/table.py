@@ -17,6 +17,7 @@ from jaxrobust import sets
 from jaxrobust.attacks.adam import recoloradv, stadv
 from jaxrobust.attacks.base import KNOWLEDGE, REGISTRY, Attack, Entry, Knowledge
 from jaxrobust.attacks.bpda import bpda
+from jaxrobust.attacks.compose import best_of
 from jaxrobust.attacks.eot import eot
 from jaxrobust.attacks.patch import adversarial_patch
 from jaxrobust.attacks.rp2 import rp2
@@ -27,11 +28,12 @@ __all__ = ["OTHERS", "PAGE", "Row", "cost", "main", "page", "rows"]
 
 PAGE = pathlib.Path(__file__).with_name("README.md")
 
-# What makes no attack on any one set, with what it is to be used for. Two are an attack of the first table with the
-# constants of a paper.
+# What is made in other ways than from one set, with what it is to be used for; the first three are attacks of the
+# first table under other names.
 OTHERS: dict[Callable[..., Any], str] = {
     stadv: "`sets.Flow`, with the constants of the published tables.",
     recoloradv: "`sets.ReColor` and sequences with it, with the constants of the published tables.",
+    best_of: "As `worst_of`, for attacks of different numbers of restarts.",
     eot: "Wraps any attack, for randomised defences and for random transforms of the physical world.",
     bpda: "Goes in front of a model whose preprocessing has no useful gradient; then any attack.",
     universal_perturbation: "One perturbation for all images; `universal_gradient` is the cheaper.",
@@ -55,7 +57,7 @@ Every attack is made from a perturbation set, as in `attacks.pgd(sets.Linf(8 / 2
   gradient with respect to it; K is the number of classes. The clean and the confirming forward pass come on top.
 """
 OTHERS_HEAD = """
-## Not attacks on one set
+## And besides
 
 N is the number of images, n of draws. What is crafted on one model is scored on others by `evaluate.transfer`.
 """
