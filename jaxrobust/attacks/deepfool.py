@@ -78,7 +78,11 @@ class DeepFool(MinimumNorm):
         normal, gap = nearest_boundary(classes, state.goal.label, logits[0], gradients[0], p)
         slope = dual_norm(normal, p)
         step = unit(normal) if p == 2 else jnp.sign(normal)
-        total = total + jnp.where(slope > 0, jnp.abs(gap) / jnp.where(slope > 0, slope, 1), 0) * step
+        # The overshoot is to lie beyond the boundary. Where the box holds part of a step back, steps from the point
+        # asked, which has the overshoot already, would approach the boundary and never cross it.
+        lead = jnp.sum(normal * (state.theta - self._inside(state.x, total, state.theta)))
+        height = jnp.maximum(jnp.abs(gap), lead - gap)
+        total = total + jnp.where(slope > 0, height / jnp.where(slope > 0, slope, 1), 0) * step
         overshoot = jnp.asarray(self.overshoot).astype(state.x.dtype)
         theta = self._inside(state.x, (1 + overshoot) * total, state.theta)
         theta = jnp.where(crossed, state.theta, theta)
