@@ -53,7 +53,7 @@ SEARCHES = {
     ("FMN", "l2"): (fmn, 0.001),
     ("FMN", "linf"): (fmn, 0.001),
     ("FMN", "l0"): (fmn, 1),
-    ("FMN", "l0-coordinate"): (fmn, 2),
+    ("FMN", "l0-coordinate"): (fmn, 4),
     ("DDN", "l2"): (functools.partial(attacks.ddn, steps=300, levels=None), 0.005),
     ("CarliniWagnerL2", "l2"): (functools.partial(cw, constant=1.0), 0.02),
     ("CarliniWagnerLinf", "linf"): (functools.partial(cw, constant=0.1), 0.12),
