@@ -279,12 +279,13 @@ def _broken(classes, which, images):
     return jax.lax.switch(which, [lambda z, f=f: f(z)[:, :classes] for f in BROKEN.values()], z)
 
 
-# by default one attack along gradients and one without
+# two classes for all, three for those that rank classes; by default one attack along gradients and one without
+RANKING = {"apgd_dlr", "apgd_t", "deepfool", "fab_t", "jsma", "least_likely"}
+BROKEN_CASES = [(name, 2) for name in sorted(attacks.REGISTRY)] + [(name, 3) for name in sorted(RANKING)]
 BROKEN_CASES = [
-    pytest.param(name, 3 if name == "apgd_t" else 2, marks=[] if name in ("apgd_t", "square") else [pytest.mark.slow])
-    for name in sorted(attacks.REGISTRY)
+    pytest.param(*case, marks=[] if case in {("apgd_t", 3), ("square", 2)} else [pytest.mark.slow])
+    for case in BROKEN_CASES
 ]
-BROKEN_CASES += [pytest.param(name, 3, marks=pytest.mark.slow) for name in sorted(attacks.REGISTRY) if name != "apgd_t"]
 
 
 @pytest.mark.parametrize(("attack", "classes"), BROKEN_CASES)
