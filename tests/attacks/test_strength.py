@@ -100,7 +100,6 @@ MORE = {
     "steps, APGD": ([attacks.apgd(LINF, steps=n) for n in (2, 5, 20)], False),
     "steps, FMN": ([attacks.fmn(L2, steps=n) for n in (3, 10, 50)], False),
     "restarts, APGD": ([attacks.apgd(LINF, steps=3, restarts=n) for n in (1, 2, 5)], True),
-    "restarts, FAB": ([attacks.fab(L2, steps=3, restarts=n) for n in (1, 2, 4)], True),
     "restarts, Square": ([attacks.square(LINF, queries=30, restarts=n) for n in (1, 2, 4)], True),
     "queries, Square": ([attacks.square(LINF, queries=n) for n in (10, 50, 250)], True),
     "queries, Boundary": ([attacks.boundary(sets.L2(0.8), queries=n) for n in (100, 300, 900)], True),
