@@ -19,7 +19,6 @@ from jaxrobust.sets.sparse import L0
 from jaxrobust.types import Criterion, Image, Logits, Number, pytree
 
 __all__ = [
-    "LEAST",
     "MinimumNorm",
     "Penalised",
     "Rounds",
@@ -38,7 +37,6 @@ __all__ = [
 ]
 
 Scalar = Float[Array, ""]
-LEAST = 1e-4  # length of DeepFool's shortest step
 ORDERS: dict[type, int | float] = {L0: 0, L1: 1, L2: 2, Linf: math.inf}
 
 

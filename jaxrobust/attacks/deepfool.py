@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks._minimum import (
-    LEAST,
     MinimumNorm,
     check_kind,
     check_steps,
@@ -79,8 +78,11 @@ class DeepFool(MinimumNorm):
         normal, gap = nearest_boundary(classes, state.goal.label, logits[0], gradients[0], p)
         slope = dual_norm(normal, p)
         step = unit(normal) if p == 2 else jnp.sign(normal)
-        length = jnp.where(slope > 0, jnp.maximum(jnp.abs(gap) / jnp.where(slope > 0, slope, 1), LEAST), 0)
-        total = total + length * step
+        # The overshoot is to lie beyond the boundary. Where the box holds part of a step back, steps from the point
+        # asked, which has the overshoot already, would approach the boundary and never cross it.
+        lead = jnp.sum(normal * (state.theta - self._inside(state.x, total, state.theta)))
+        height = jnp.maximum(jnp.abs(gap), lead - gap)
+        total = total + jnp.where(slope > 0, height / jnp.where(slope > 0, slope, 1), 0) * step
         overshoot = jnp.asarray(self.overshoot).astype(state.x.dtype)
         theta = self._inside(state.x, (1 + overshoot) * total, state.theta)
         theta = jnp.where(crossed, state.theta, theta)
@@ -128,8 +130,8 @@ def deepfool(set: PerturbationSet, *, steps: int = 50, candidates: int = 10, ove
 
     Reference:
         Moosavi-Dezfooli et al., 2016, arXiv:1511.04599. The released code adds 1e-4 to every step, attacks the
-        predicted class and leaves the box; here steps have at least that length, the label is the criterion's, and
-        points are clipped to the box. Without a least length clipped points creep up to the boundary and never cross.
+        predicted class and leaves the box; here the step is the paper's, from the point without the overshoot, the
+        label is the criterion's, and points are clipped to the box.
     """
     order_of(set, "deepfool", (2, math.inf))
     return DeepFool(set, steps, candidates, overshoot)

@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import _checks
 from jaxrobust.attacks._hyperplane import to_hyperplane
 from jaxrobust.attacks._minimum import (
-    LEAST,
     MinimumNorm,
     check_kind,
     check_steps,
@@ -32,6 +31,7 @@ __all__ = ["SparseFool", "sparse_fool"]
 
 # what is asked next: an iterate of DeepFool, the boundary's normal, or the sparse point
 DENSE, NORMAL, SPARSE = 0, 1, 2
+LEAST = 1e-4  # length of DeepFool's shortest step
 BEYOND = 1e-3  # how far behind the plane the sparse point is to be
 
 

@@ -177,6 +177,9 @@ class Square(QueryAttack):
         slack = jnp.maximum(self._radius(x) ** power - jnp.sum(mass(current)), 0)
         held = mass(jnp.where(into | source, current, 0))
         fresh = fresh / (1e-12 + root(mass(fresh))) * root(slack[None, None, None] / x.shape[-1] + held)
+        if isinstance(self.set, L1):
+            # As released: the window outgrows its share, and the projection takes from all the rest for it.
+            fresh = fresh * x.shape[-1]
         proposal = jnp.where(into, fresh, jnp.where(source, 0, current))
         if isinstance(self.set, L2):
             return jnp.clip(self._radius(x) * unit(proposal), -x, 1 - x)

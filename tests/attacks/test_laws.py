@@ -268,6 +268,56 @@ def test_hostile_models_give_finite_members(hostile_models, loss, perturbation_s
         np.testing.assert_array_equal(found.success, fresh == targets if targeted else fresh != labels, err_msg=name)
 
 
+BROKEN = HOSTILE | {
+    "nan": lambda z: z * jnp.nan,
+    # finite at clean images, whose pixels are multiples of 1/64, and NaN at all others
+    "nan_around": lambda z: jnp.where(jnp.all(z * 64 == jnp.round(z * 64), 1, keepdims=True), z, jnp.nan),
+}
+
+
+def _broken(classes, which, images):
+    z = images.reshape(images.shape[0], -1)
+    return jax.lax.switch(which, [lambda z, f=f: f(z)[:, :classes] for f in BROKEN.values()], z)
+
+
+# two classes for all, three for those that rank classes; by default one attack along gradients and one without
+RANKING = {"apgd_dlr", "apgd_t", "deepfool", "fab_t", "jsma", "least_likely"}
+BROKEN_CASES = [(name, 2) for name in sorted(attacks.REGISTRY)] + [(name, 3) for name in sorted(RANKING)]
+BROKEN_CASES = [
+    pytest.param(*case, marks=[] if case in {("apgd_t", 3), ("square", 2)} else [pytest.mark.slow])
+    for case in BROKEN_CASES
+]
+
+
+@pytest.mark.parametrize(("attack", "classes"), BROKEN_CASES)
+def test_every_attack_survives_every_broken_model(attack, classes):
+    """Without gradients, of two and three classes, constant, with ties, and NaN: finite members, no false success."""
+    made, shape = make(attack, attacks.REGISTRY[attack].on), sets.REGISTRY[attacks.REGISTRY[attack].on].shapes[0]
+    images = np.stack([np.zeros(shape), np.ones(shape), np.random.default_rng(0).integers(0, 65, shape) / 64])
+    images, labels = images.astype(np.float32), np.array([0, 1, 0], np.int32)
+    forward = functools.partial(_broken, classes)
+    for i, name in enumerate(BROKEN):
+        network = Classifier(forward, jnp.asarray(i))
+        found = attacks.run(made, network, images, labels, key=KEY, check=False)
+        fresh, clean = (np.asarray(network(x)) for x in (found.images, images))
+        assert np.isfinite(found.images).all(), name
+        assert float(found.images.min()) >= 0, name
+        assert float(found.images.max()) <= 1, name
+        assert np.isfinite(found.size).all(), name
+        assert measured(made.set, images, found.parameters)[0].all(), name
+        success, code = np.asarray(found.success), np.asarray(found.code)
+        sound = np.isfinite(fresh).all(1) & (fresh.argmax(-1) != labels)
+        np.testing.assert_array_equal(success, sound, err_msg=name)
+        np.testing.assert_array_equal(
+            code == Code.ALREADY, np.isfinite(clean).all(1) & (clean.argmax(-1) != labels), name
+        )
+        if name in ("constant", "ties"):  # the first class, wherever one goes
+            np.testing.assert_array_equal(success, labels != 0, err_msg=name)
+        if name == "nan":
+            assert (code == Code.NON_FINITE).all()
+            np.testing.assert_array_equal(found.images, images)
+
+
 @pytest.mark.parametrize("shape", [(6, 5, 2), pytest.param((3, 8, 1), marks=pytest.mark.slow)])
 def test_any_image_shape(shape):
     network = tiny.dense_classifier(shape=shape, classes=2)

@@ -32,19 +32,7 @@ def nearest(x, normal, offset, p):
 
 
 def _l2(w, offset, low, high):
-    """Every set of entries held at a bound is tried; the rest solves the linear system of the optimality conditions."""
-    n, best = len(w), None
-    for pattern in np.ndindex(*(3,) * n):
-        held = np.array(pattern)
-        delta = np.where(held == 1, low, np.where(held == 2, high, 0.0))
-        free = held == 0
-        left = offset - w @ delta
-        square = np.sum(w[free] ** 2)
-        if square > 0:
-            delta[free] = left * w[free] / square
-        elif abs(left) > 1e-12:
-            continue
-        inside = np.all(delta >= low - 1e-12) and np.all(delta <= high + 1e-12)
-        if inside and (best is None or np.linalg.norm(delta) < np.linalg.norm(best)):
-            best = delta
-    return best
+    """Least squares in the box, the equation one more row of great weight."""
+    weight = 1e6 / np.abs(w).max()
+    rows, values = np.vstack([np.eye(len(w)), weight * w]), np.append(np.zeros(len(w)), weight * offset)
+    return optimize.lsq_linear(rows, values, bounds=(low, high), method="bvls", tol=1e-15).x
