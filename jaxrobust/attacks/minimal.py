@@ -123,6 +123,10 @@ class Minimal(Attack):
         """The points of the trial."""
         return self._at(state.radius).ask(state.inner)
 
+    def meant(self, state: MinimalState) -> Bool[Array, " queries"]:
+        """Those of the trial."""
+        return self._at(state.radius).meant(state.inner)
+
     def cotangents(self, state: MinimalState, logits: Float[Array, "queries classes"]) -> Array:
         """The directions of the trial."""
         return self._at(state.radius).cotangents(state.inner, logits)

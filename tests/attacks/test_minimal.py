@@ -7,6 +7,7 @@ import pytest
 
 from jaxrobust import attacks, sets
 from jaxrobust.attacks.minimal import minimal
+from jaxrobust.evaluate import HostModel, run_lanes
 from jaxrobust.types import Classifier
 from tests import tiny
 
@@ -79,3 +80,19 @@ def test_bad_input_is_refused():
         minimal(attacks.fgsm(sets.Linf(0.1)), steps=0)
     with pytest.raises(ValueError, match="high must be finite and >= 0; got -1"):
         minimal(attacks.fgsm(sets.Linf(0.1)), high=-1)
+
+
+def test_only_points_that_are_meant_are_sent():
+    """A chunk that is not full is filled up; a service must not be asked about the filling."""
+    sent = 0
+
+    def service(images):
+        nonlocal sent
+        sent += len(images)
+        return np.asarray(MODEL(jnp.asarray(images)))
+
+    made = minimal(attacks.worst_of_k(sets.Linf(0.5), samples=5, chunk=3), steps=3)
+    found = run_lanes(made, HostModel(service, classes=2), IMAGES, LABELS, key=KEY, early_stop=False)
+    attacked = found.result.forwards[:3]  # the last image is misclassified already
+    clean, confirmed = len(IMAGES), int(found.result.success.sum())
+    assert sent == clean + (attacked - 1).sum() + confirmed
