@@ -22,13 +22,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-def pytest_configure(config):
-    """The default run skips most of XLA's optimisations, whose time would be half of the whole.
+def pytest_runtest_setup(item):
+    """Skips most of XLA's optimisations, whose time would be half of the whole, where a test compiles much and small.
 
-    `JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest` compiles as users do, and so do the slow tests always.
+    The slow tests of all rooms but sets and attacks, and those on real data, compile as users do, and
+    `JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest` lets all do so.
     """
-    if "not slow" in config.option.markexpr and "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
-        jax.config.update("jax_disable_most_optimizations", True)
+    if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+        small = "realdata" not in item.keywords and item.path.parent.name in ("sets", "attacks")
+        jax.config.update("jax_disable_most_optimizations", small or "slow" not in item.keywords)
 
 
 def pytest_runtest_logfinish():

@@ -241,7 +241,7 @@ def test_a_targeted_criterion(loss):
     found = attacks.run(apgd(sets.L2(2.0), steps=20, loss=loss), model, images, goal, key=KEY)
     np.testing.assert_array_equal(np.asarray(model(found.images).argmax(-1)) == targets, found.success)
     assert np.asarray(found.success)[:-1].mean() > 0.7
-    with pytest.raises(ValueError, match="targets must be 0 with a Targeted criterion"):
+    with pytest.raises(ValueError, match="targets must be 0 with Targeted, which has a target of its own"):
         attacks.run(apgd_t(sets.L2(2.0)), model, images, goal, key=KEY)
 
 

@@ -150,7 +150,7 @@ def in_turn(parts, problem):
 @pytest.mark.parametrize(
     "parts",
     [
-        pytest.param((WEAK, FAIR), id="the_next_is_stronger"),
+        pytest.param((WEAK, FAIR), id="the_next_is_stronger", marks=pytest.mark.slow),
         pytest.param((WEAK, FAIR, STRONG), id="ever_stronger", marks=pytest.mark.slow),
         pytest.param((STRONG, WEAK), id="the_first_leaves_none", marks=pytest.mark.slow),
         pytest.param((FAIR, attacks.square(sets.Linf(0.1), queries=9), WEAK), id="kinds", marks=pytest.mark.slow),
@@ -231,6 +231,7 @@ def test_nothing_is_traced_twice_inside_compositions(problem):
     assert traces == first
 
 
+@pytest.mark.slow
 def test_padding_is_not_meant(problem):
     network, images, labels = problem
     made = attacks.worst_of(attacks.fgsm(BALL), attacks.worst_of_k(BALL, samples=5, chunk=3))

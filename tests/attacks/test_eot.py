@@ -68,6 +68,7 @@ def test_the_gradient_is_the_mean_of_the_samples_and_draws_are_fresh(defence, pr
     assert len(np.unique(np.append(marks, later[:, 1, 0, 0, 0]))) == 8
 
 
+@pytest.mark.slow
 def test_it_books_the_mean_prediction_and_counts_every_draw(problem):
     model, (images, labels) = problem
     attack = eot(attacks.pgd(sets.Linf(0.15), steps=3), samples=5)

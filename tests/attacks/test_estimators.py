@@ -59,6 +59,7 @@ def test_the_chunk_changes_nothing(make):
     assert not np.asarray(found[4].backwards).any()
 
 
+@pytest.mark.slow
 def test_points_beyond_the_samples_are_not_looked_at():
     """NaN there changes nothing, and is not counted."""
     attack = nes(sets.Linf(0.1), steps=2, samples=4, chunk=3)  # asks of 3 + 2, 3 + 2 and 1 points

@@ -17,7 +17,7 @@ SETS = {"Linf": sets.Linf(100.0), "L2": sets.L2(100.0), "L1": sets.L1(100.0)}
 KEY = jax.random.key(3)
 
 
-@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("targeted", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("norm", SETS)
 def test_iterates_are_those_of_the_released_code(norm, targeted):
     fixture = np.load(FIXTURE)

@@ -67,6 +67,7 @@ def test_pgd_equals_a_written_out_loop(rng):
             np.testing.assert_allclose(last, x, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_momentum_accumulates_normalised_gradients(rng):
     """MI-FGSM against its recursion g ← μ g + ∇/‖∇‖₁."""
     network = tiny.dense_classifier()

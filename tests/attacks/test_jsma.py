@@ -1,6 +1,5 @@
 """JSMA: the pair it takes is the best of all, its path on a linear model is known, and so are its counts."""
 
-import functools
 import itertools
 import sys
 
@@ -13,7 +12,6 @@ from jaxrobust import attacks, sets
 from jaxrobust.attacks.jsma import _most_salient, jsma
 from jaxrobust.types import Classifier, Targeted
 from tests import tiny
-from tests.attacks.test_laws import EXTREME, HOSTILE, _hostile
 
 KEY = jax.random.key(5)
 # as an attribute of the package, the name is the function's
@@ -120,17 +118,6 @@ def test_it_stays_within_the_radius_and_the_change(rng):
     weak = attacks.run(jsma(WIDE, change=0.3), model, images, labels, key=KEY)
     moved = np.abs(weak.parameters[np.asarray(weak.success)])
     assert np.allclose(moved[moved > 0], 0.3, atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("classes", [2, 3])
-def test_hostile_models(classes):
-    made, labels, forward = jsma(sets.L0(5), steps=3), np.array([0, 1, 0]), functools.partial(_hostile, classes)
-    for i, name in enumerate(HOSTILE):
-        model = Classifier(forward, jnp.asarray(i))
-        found = attacks.run(made, model, EXTREME, labels, key=KEY)
-        assert np.isfinite(found.images).all(), name
-        np.testing.assert_array_equal(np.asarray(model(found.images)).argmax(-1) != labels, found.success, name)
 
 
 @pytest.mark.slow

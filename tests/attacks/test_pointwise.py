@@ -11,7 +11,6 @@ from jaxrobust import attacks, sets
 from jaxrobust.attacks.pointwise import pointwise
 from jaxrobust.types import Classifier, Targeted
 from tests import tiny
-from tests.attacks.test_laws import EXTREME, HOSTILE, _hostile
 
 KEY = jax.random.key(17)
 BALLS = {"pixel": sets.L0(1e4), "coordinate": sets.L0(1e4, "coordinate"), "l2": sets.L2(1e4)}
@@ -113,19 +112,6 @@ def test_the_radius_says_what_counts():
     near = attacks.run(pointwise(sets.L0(radius), queries=1500), model, images, labels, key=KEY)
     np.testing.assert_array_equal(near.success, sizes <= radius)
     np.testing.assert_array_equal(near.images[~np.asarray(near.success)], images[sizes > radius])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("name", ["pixel", "l2"])
-def test_hostile_models(name, classes):
-    made, labels = pointwise(BALLS[name], queries=80), np.array([0, 1, 0])
-    forward = functools.partial(_hostile, classes)
-    for i, hostile in enumerate(HOSTILE):
-        model = Classifier(forward, jnp.asarray(i))
-        found = attacks.run(made, model, EXTREME, labels, key=KEY)
-        assert np.isfinite(found.images).all(), hostile
-        np.testing.assert_array_equal(np.asarray(model(found.images)).argmax(-1) != labels, found.success, hostile)
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from jaxrobust.attacks.sigma_zero import sigma_zero
 from jaxrobust.attacks.sparse_fool import sparse_fool
 from jaxrobust.types import Classifier, Targeted
 from tests import tiny
-from tests.attacks.test_laws import EXTREME, HOSTILE, _hostile
 from tests.attacks.test_minimum_norm import fewest
 
 KEY = jax.random.key(5)
@@ -115,20 +114,6 @@ def test_pgd_0_finds_the_best_member_for_a_linear_model(linf, rng):
     np.testing.assert_allclose(gains[0], gains[1], rtol=1e-4)
     np.testing.assert_array_equal(found.forwards, 1 + 10 * 21)
     np.testing.assert_array_equal(found.backwards, 10 * 20)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("name", MAKE)
-def test_hostile_models(name, classes):
-    made, labels = MAKE[name](sets.L0(5)), np.array([0, 1, 0])
-    forward = functools.partial(_hostile, classes)
-    for i, hostile in enumerate(HOSTILE):
-        model = Classifier(forward, jnp.asarray(i))
-        found = attacks.run(made, model, EXTREME, labels, key=KEY)
-        assert np.isfinite(found.images).all(), hostile
-        assert np.isfinite(found.parameters).all(), hostile
-        np.testing.assert_array_equal(np.asarray(model(found.images)).argmax(-1) != labels, found.success, hostile)
 
 
 @pytest.mark.slow

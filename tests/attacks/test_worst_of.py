@@ -54,6 +54,7 @@ def test_it_is_the_elementwise_worst(apart, together):
         assert together.backwards[i] == sum(int(found.backwards[i]) for found in apart)
 
 
+@pytest.mark.slow
 def test_results_are_members_of_one_of_the_sets(problem, together):
     _, images, _ = problem
     union = worst_of(*MIXED).set

@@ -32,6 +32,7 @@ def problem():
     return model, tiny.images_and_labels(model, 24)
 
 
+@pytest.mark.slow
 def test_it_is_never_above_its_parts(problem):
     model, data = problem
     found = evaluate.autoattack(model, data, attacks=short(), key=KEY, progress=False)

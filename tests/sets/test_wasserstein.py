@@ -41,7 +41,7 @@ def moved(x, source, offset, mass, plan=None):
     return plan.at[4, *source, 0].add(-mass).at[NUMBER[offset], *source, 0].add(mass)
 
 
-@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("p", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("full", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
 def test_images_lie_in_the_ball_by_linear_programming(p, full):
     for seed, radius in enumerate([0.02, 0.1, 0.5]):
