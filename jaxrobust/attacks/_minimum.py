@@ -51,6 +51,7 @@ class MinimumNorm(Booking):
     loss = "size"
     restarts = 1
     start = "clean"  # as a rule nothing is random
+    minimum_norm = True
 
     def ask(self, state: SearchState) -> Any:
         """The iterate, in the box."""

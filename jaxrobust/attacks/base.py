@@ -70,6 +70,8 @@ class Attack(abc.ABC):
 
     # whether a run may be over before its last ask, so that the schedule only bounds what it costs; static
     ends_early = False
+    # whether the point it keeps is the nearest success, so that sizes are distances to the decision boundary; static
+    minimum_norm = False
 
     @property
     def queries(self) -> int:

@@ -55,6 +55,11 @@ class Wrapper(Attack):
         return self.attack.ends_early
 
     @property
+    def minimum_norm(self) -> bool:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.minimum_norm
+
+    @property
     def queries(self) -> int:
         """The attack's."""
         return self.attack.queries

@@ -165,6 +165,11 @@ class EOT(Attack):
         return self.attack.ends_early
 
     @property
+    def minimum_norm(self) -> bool:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.minimum_norm
+
+    @property
     def queries(self) -> int:
         """Every point of the attack at every draw."""
         return self.samples * self.attack.queries

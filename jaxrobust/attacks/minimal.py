@@ -50,6 +50,7 @@ class Minimal(Attack):
     steps: int = 10
     high: Number | None = None
     ends_early = True
+    minimum_norm = True
 
     def __post_init__(self) -> None:
         _checks.count("steps", self.steps)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from jaxrobust import _store
+from jaxrobust import _checks, _store
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate.lanes import LaneCounts
 from jaxrobust.types import Code
@@ -79,6 +79,40 @@ class AttackOutcome:
     def robust(self) -> np.ndarray:
         """(N,) whether the example was classified correctly and the attack did not change that."""
         return self.outcome == ROBUST
+
+    @property
+    def distances(self) -> np.ndarray:
+        """(N,) how far each example is from an error, as far as the attack found: 0 where it is one, ∞ where none was.
+
+        They are distances to the decision boundary if the attack is a minimum-norm one, else upper bounds of them. NaN
+        logits count as an error.
+        """
+        unfooled = np.where(self.outcome == ROBUST, np.inf, 0.0)
+        return np.where(self.outcome == FOOLED, self.size, unfooled).astype(self.size.dtype)
+
+    @property
+    def median_distance(self) -> float:
+        """The median of `distances`: ∞ if most examples withstood the attack."""
+        return float(np.median(self.distances))
+
+    def curve(self, radii: Any) -> np.ndarray:
+        """Robust accuracy against radius from one run of a minimum-norm attack: the share of examples farther away.
+
+        Args:
+            radii: each ≥ 0, in the unit of the set's radius; at those above it accuracies are upper bounds.
+
+        Returns:
+            (len(radii),) accuracies in [0, 1].
+
+        Raises:
+            ValueError: a radius that is negative or not finite.
+
+        Example:
+            >>> found = jr.evaluate.robustness(model, data, {"fmn": jr.attacks.fmn(ball)}, key=key)  # doctest: +SKIP
+            >>> found.outcomes["fmn"].curve([0.5, 1.0, 2.0])  # doctest: +SKIP
+        """
+        radii = np.array([float(_checks.number("radii", radius)) for radius in radii])
+        return (self.distances[None] > radii[:, None]).mean(1)
 
     @property
     def caveats(self) -> str:
@@ -216,6 +250,8 @@ class Evaluation:
         lines = [f"{self.name}: accuracy in % [95 % interval] on {len(self.labels)} examples"]
         for name, proportion, outcome in rows:
             about = "" if outcome is None else f"   {outcome.attack}, {outcome.counts.seconds:.1f} s{outcome.caveats}"
+            if outcome is not None and outcome.attack.minimum_norm:
+                about += f"; median distance {outcome.median_distance:.4g}"
             lines.append(f"  {name:<{width}}  {proportion!s:>19}{about}")
         return "\n".join(lines)
 

@@ -17,7 +17,7 @@ def queries_curve(found: AttackOutcome | AttackResult, budgets: Iterable[Number]
 
     An example counts as robust at a budget b if it was never fooled, or only by more than b queries. The clean image's
     own pass is no query. The counts are those at the first success only where `early_stop` ended the search there, as
-    it does by default; without it the curve is an upper bound.
+    it does by default but for minimum-norm attacks; without it the curve is an upper bound.
 
     Args:
         found: an attack's outcome in an evaluation (clean errors and NaN logits count as not robust at any budget), or

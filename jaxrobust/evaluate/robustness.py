@@ -30,7 +30,7 @@ def robustness(
     trained_on: Sequence[str] = (),
     notes: Mapping[str, Any] | None = None,
     lanes: int = 128,
-    early_stop: bool = True,
+    early_stop: bool | None = None,
     only_survivors: bool = False,
     devices: Sequence[Any] | None = None,
     save_dir: str | pathlib.Path | None = None,
@@ -52,7 +52,9 @@ def robustness(
         notes: anything in JSON's terms to keep with the results.
         lanes: examples in flight at once.
         early_stop: whether an example's search ends with its first success. The accuracies are the same without; the
-            points returned are then those of highest loss.
+            points returned are then those of highest loss, of minimum-norm attacks the nearest. By default it does,
+            unless the attack is a minimum-norm one: then sizes are distances, see `AttackOutcome.distances`. With
+            `only_survivors`, where successes alone are wanted, that too ends.
         only_survivors: whether each attack sees only the examples that are still robust, as in AutoAttack; each
             example then keeps its first fate, an attack's accuracy is that of the attacks so far, and it costs less.
         devices: where to run; by default all local devices.
@@ -96,7 +98,7 @@ def robustness(
                 indices=rows,
                 logits=logits[rows],
                 lanes=lanes,
-                early_stop=early_stop,
+                early_stop=only_survivors or not attack.minimum_norm if early_stop is None else early_stop,
                 devices=devices,
                 save=None if save_dir is None else pathlib.Path(save_dir) / f"{attack_name}.npz",
                 progress=f"{name} | {attack_name}" if progress else False,

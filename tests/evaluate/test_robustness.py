@@ -363,6 +363,40 @@ def test_curve_of_a_linear_model_in_closed_form(plane):
     assert found[-1] < 0.1
 
 
+def test_a_minimum_norm_attack_gives_the_whole_curve_in_one_run(plane):
+    """DeepFool goes 1.02 times as far as it must; errors lie at 0, and what withstands it at infinity."""
+    model, data, margins, norm = plane
+    found = robustness(model, data, attacks.deepfool(sets.Linf(0.15)), key=jax.random.key(0), **OPTIONS)
+    (outcome,) = found.outcomes.values()
+    distances = 1.02 * np.maximum(margins, 0) / norm
+    expected = np.where(distances <= 0.15, distances, np.inf)
+    np.testing.assert_allclose(outcome.distances, expected, rtol=1e-3)
+    np.testing.assert_allclose(outcome.median_distance, np.median(expected), rtol=1e-3)
+    radii = [0.0, 0.01, 0.03, 0.06, 0.1]
+    np.testing.assert_array_equal(outcome.curve(radii), [(expected > radius).mean() for radius in radii])
+    with pytest.raises(ValueError, match="radii must be finite and >= 0; got -1"):
+        outcome.curve([-1])
+
+
+def test_minimum_norm_attacks_go_on_after_the_first_success(plane):
+    model, data, *_ = plane
+    attack, key = attacks.minimal(attacks.fgsm(sets.Linf(0.5)), steps=4), jax.random.key(0)
+    found = [
+        robustness(model, data, {"fgsm": attack}, key=key, early_stop=stop, **OPTIONS).outcomes["fgsm"]
+        for stop in (None, False, True)
+    ]
+    np.testing.assert_array_equal(found[0].size, found[1].size)
+    assert found[0].median_distance < 0.5 * found[2].median_distance
+    survivors = robustness(model, data, {"fgsm": attack}, key=key, only_survivors=True, **OPTIONS)
+    np.testing.assert_array_equal(survivors.outcomes["fgsm"].size, found[2].size)
+    assert f"median distance {found[0].median_distance:.4g}" in str(robustness(model, data, attack, key=key, **OPTIONS))
+
+
+def test_nan_logits_are_no_distance_away():
+    found = outcome([ROBUST, FOOLED, CLEAN_ERROR, NON_FINITE])
+    np.testing.assert_array_equal(found.distances, [np.inf, 0.01, 0, 0])
+
+
 def test_curve_compiles_one_program_for_all_radii(plane):
     model, data, *_ = plane
     traces = []
