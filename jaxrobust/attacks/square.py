@@ -26,6 +26,7 @@ Mask = Bool[Array, "height width"]
 # after how many queries of 10,000 the fraction of pixels is halved
 HALVED_AFTER = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.int32)
 TILES = 5  # bumps along an edge of the first point
+LEAST = 1e-5  # a window's length, in radii, below which it counts as nothing
 
 
 @pytree("set", "p")
@@ -173,7 +174,9 @@ class Square(QueryAttack):
             return mass ** (1 / power)
 
         inside = jnp.where(into, current, 0)
-        fresh = bump + inside / (1e-12 + root(mass(inside)))
+        # what a projection's rounding leaves of an entry must not be scaled up to a direction
+        length = root(mass(inside))
+        fresh = bump + inside / jnp.where(length > LEAST * self._radius(x), length, jnp.inf)
         slack = jnp.maximum(self._radius(x) ** power - jnp.sum(mass(current)), 0)
         held = mass(jnp.where(into | source, current, 0))
         fresh = fresh / (1e-12 + root(mass(fresh))) * root(slack[None, None, None] / x.shape[-1] + held)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxrobust import attacks, sets
 from jaxrobust.attacks.hop_skip_jump import OVER, hop_skip_jump
-from jaxrobust.types import Classifier, Misclassified, Targeted
+from jaxrobust.types import Classifier, Code, Misclassified, Targeted
 from tests import tiny
 from tests.attacks.test_boundary import half_space
 
@@ -26,7 +26,8 @@ def images(count):
 def test_a_half_space_is_reached_within_two_percent(ball, margin):
     attack = hop_skip_jump(ball, chunk=50, starts=np.ones_like(images(1)))
     found = attacks.run(attack, half_space(), images(3), np.zeros(3, np.int32), key=KEY)
-    assert found.success.all()
+    # what lies on the boundary to the last bit may lie beyond it in another program
+    assert (np.asarray(found.success) | (np.asarray(found.code) == Code.DISAGREED)).all()
     assert (np.asarray(found.size) >= margin * (1 - 1e-5)).all()
     assert (np.asarray(found.size) <= 1.02 * margin).all()
     assert (np.asarray(found.forwards) <= 25_001).all()

@@ -73,6 +73,7 @@ def test_twenty_steps_come_to_the_highest_loss_of_all_points(name, norm):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:square lowers")  # as it says of APGD in l1 above
 @pytest.mark.parametrize("norm", BALLS)
 def test_autoattack_is_no_weaker_than_the_grid(norm):
     model, images, labels = four_pixels()
