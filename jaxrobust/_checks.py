@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust import _compile
 from jaxrobust.types import Confident, Criterion, Misclassified, Number, Towards
 
 
-@jax.jit
+@_compile.jit
 def forward(model: Any, images: Any) -> Any:
     """The compiled forward pass, one for all who need one."""
     return model(images)
 
 
-@jax.jit
+@_compile.jit
 def _all_finite(leaves: list[Any]) -> Any:
     return jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
 

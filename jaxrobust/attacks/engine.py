@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _compile
 from jaxrobust.attacks.base import Attack, Best, is_better
 from jaxrobust.types import AttackResult, Classifier, Code, Criterion, Key
 
@@ -171,12 +171,12 @@ def _repeat(attack: Attack, model: Classifier, states: Any, times: int, *, stop:
     return lax.scan(lambda s, _: (advance(attack, model, s, stop=stop), None), states, length=times)[0]
 
 
-_search = jax.jit(search, static_argnames=("stop", "unroll"))
-_begin = jax.jit(begin)
-_advance = jax.jit(advance, static_argnames=("stop", "gradient"), donate_argnames="states")
-_best = jax.jit(lambda attack, states: jax.vmap(attack.best)(states))
-_merge = jax.jit(merge, static_argnames="stop")
-_conclude = jax.jit(conclude)
+_search = _compile.jit(search, static_argnames=("stop", "unroll"))
+_begin = _compile.jit(begin)
+_advance = _compile.jit(advance, static_argnames=("stop", "gradient"), donate_argnames="states")
+_best = _compile.jit(lambda attack, states: jax.vmap(attack.best)(states))
+_merge = _compile.jit(merge, static_argnames="stop")
+_conclude = _compile.jit(conclude)
 
 
 def run(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _compile
 from jaxrobust.attacks._minimum import adam_step
 from jaxrobust.attacks.ascent import finite
 from jaxrobust.losses import targeted_cross_entropy
@@ -173,7 +173,7 @@ def adversarial_patch(
     return PhysicalResult(np.asarray(patch * mask), np.asarray(mask), np.asarray(jnp.stack(history)), success)
 
 
-@jax.jit
+@_compile.jit
 def _patch_step(
     model: Classifier,
     placement: Placement,
@@ -204,7 +204,7 @@ def _mean_cost(logits: Array, target: Any) -> Scalar:
     return -jnp.mean(jax.vmap(lambda z: targeted_cross_entropy(z, target))(logits))
 
 
-_paste_all = jax.jit(_pasted)
+_paste_all = _compile.jit(_pasted)
 
 
 def patch_success(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _compile
 from jaxrobust.attacks._minimum import adam_step
 from jaxrobust.attacks.ascent import finite
 from jaxrobust.attacks.patch import PhysicalResult, _images, _mean_cost
@@ -149,10 +149,10 @@ class _Scene:
         return cost
 
 
-_sticker_scene = jax.jit(lambda scene, key, delta: scene.with_stickers(key, delta))
+_sticker_scene = _compile.jit(lambda scene, key, delta: scene.with_stickers(key, delta))
 
 
-@jax.jit
+@_compile.jit
 def _sticker_step(
     model: Classifier, scene: _Scene, key: Key, delta: Image, moments: Any, step: Any, weights: tuple[Number, ...]
 ) -> tuple[Image, Any, Scalar]:

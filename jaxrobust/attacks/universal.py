@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _compile
 from jaxrobust.attacks.ascent import finite, scaled
 from jaxrobust.attacks.deepfool import deepfool
 from jaxrobust.attacks.engine import run
@@ -216,7 +216,7 @@ class _Widened:
         return self.apply(params, (images - 0.5) * WIDTH + 0.5)
 
 
-@jax.jit
+@_compile.jit
 def _ascended(
     model: Classifier, set: Any, v: Image, images: Any, labels: Any, limit: Number, step_size: Number | None
 ) -> Image:
@@ -231,7 +231,7 @@ def _ascended(
     return set.project(grey, set.ascend(grey, v, gradient, size))
 
 
-@jax.jit
+@_compile.jit
 def _projected(set: Any, v: Image) -> Image:
     return set.project(jnp.full_like(v, 0.5), v)
 

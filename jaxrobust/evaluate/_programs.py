@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _compile
 from jaxrobust.attacks import Attack, Best, engine
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.types import Classifier, Criterion, Key
@@ -34,31 +34,33 @@ class Programs(NamedTuple):
 def programs(lanes: NamedSharding) -> Programs:
     """The programs of lanes that are split over devices in this way."""
     everywhere = NamedSharding(lanes.mesh, PartitionSpec())
+    # straight to JAX: the host calls these at every step, and never inside another program
+    jit = functools.partial(jax.jit, compiler_options=_compile.compiler_options(lanes.mesh.devices.flat[0].platform))
 
-    @functools.partial(jax.jit, out_shardings=everywhere)
+    @functools.partial(jit, out_shardings=everywhere)
     def fresh(attack: Attack, images: Any, goal: Criterion, key: Key, indices: Any, restarts: Any, logits: Any) -> Any:
         return engine.begin(attack, images, goal, engine.example_keys(key, indices), logits, restarts)
 
-    @functools.partial(jax.jit, out_shardings=lanes)
+    @functools.partial(jit, out_shardings=lanes)
     def fill(rows: Any, new: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[rows], new)
 
-    @functools.partial(jax.jit, out_shardings=lanes, donate_argnames="states")
+    @functools.partial(jit, out_shardings=lanes, donate_argnames="states")
     def refill(states: Any, slots: Any, new: Any) -> Any:
         return jax.tree.map(lambda old, new: old.at[slots].set(new, mode="drop"), states, new)
 
-    @functools.partial(jax.jit, out_shardings=everywhere)
+    @functools.partial(jit, out_shardings=everywhere)
     def ask(attack: Attack, states: Any) -> tuple[Any, Any]:
         return jax.vmap(attack.ask)(states), jax.vmap(attack.meant)(states)
 
     @functools.partial(
-        jax.jit, out_shardings=(lanes, everywhere), donate_argnames="states", static_argnames=("stop", "gradient")
+        jit, out_shardings=(lanes, everywhere), donate_argnames="states", static_argnames=("stop", "gradient")
     )
     def step(attack: Attack, model: Classifier, states: Any, *, stop: engine.Stop, gradient: bool) -> tuple[Any, Any]:
         states = engine.advance(attack, model, states, stop=stop, gradient=gradient)
         return states, jax.vmap(lambda state: engine.is_finished(attack, state, stop))(states)
 
-    @functools.partial(jax.jit, out_shardings=everywhere, static_argnames="stop")
+    @functools.partial(jit, out_shardings=everywhere, static_argnames="stop")
     def harvest(attack: Attack, states: Any, slots: Any, known: Books | None, *, stop: engine.Stop) -> Books:
         best = jax.vmap(attack.best)(jax.tree.map(lambda leaf: leaf[slots], states))
         best = Best(**{**vars(best), "parameters": None})
@@ -78,7 +80,7 @@ def _answers(logits: Any, images: Any) -> Any:
     return logits
 
 
-@jax.jit
+@_compile.jit
 def met(goal: Criterion, logits: Any) -> Any:
     """Which of N examples meet their criterion, from logits (N, K)."""
     return jax.vmap(lambda goal, logits: goal.met(logits))(goal, logits)

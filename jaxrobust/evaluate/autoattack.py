@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust import _compile
 from jaxrobust.attacks import EOT, Attack, Square, suite
 from jaxrobust.evaluate.outcomes import Evaluation
 from jaxrobust.evaluate.robustness import robustness
@@ -122,7 +123,7 @@ def _zero_gradients(model: Classifier, evaluation: Evaluation) -> list[str]:
     return [f"the gradient of the DLR loss is zero at {zero} of {len(labels)} clean images"] if zero else []
 
 
-@jax.jit
+@_compile.jit
 def _without_gradient(model: Classifier, images: Any, labels: Any) -> Any:
     def loss(images: Any) -> Any:
         return jnp.sum(jax.vmap(dlr)(model(images), labels))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _compile
 from jaxrobust.attacks import Attack, fgsm, pgd, square, trajectory, worst_of_k
 from jaxrobust.evaluate._programs import pad
 from jaxrobust.evaluate.lanes import run_lanes
@@ -274,7 +274,7 @@ def _gradients(model: Classifier, images: np.ndarray, labels: np.ndarray, batch_
     return Check("gradients", share > ZERO, verdict, {"share": share})
 
 
-@jax.jit
+@_compile.jit
 def _without_gradient(model: Classifier, images: Any, labels: Any) -> Any:
     def loss(images: Any) -> Any:
         return jnp.sum(jax.vmap(cross_entropy)(model(images), labels))

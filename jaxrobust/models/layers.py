@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -108,11 +110,12 @@ def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
 # XLA:CPU brings a convolution into the form its fast kernels take only in the entry computation. The usual input
 # gradient swaps the kernel's two channel dimensions by dimension numbers alone; left so in the body of a `while` or
 # `scan`, it runs as naive loops, 6 to 20 times slower. Here the derivative in the input is stated as the same
-# linear map with the kernel transposed in memory and the swap in its own dimension numbers: JAX's transpose of
-# that swaps back, so the input gradient comes out in the plain form, bit for bit the same.
+# linear map in a form whose transpose, by JAX, is fast everywhere; see `_linear`.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _canonical(inputs: jax.Array, kernel: jax.Array, static: Any) -> jax.Array:
     strides, padding, options = static
+    if kernel.shape[-2] == 1 and max(strides) > 1:
+        return _linear(inputs, kernel, strides, padding, options)
     return lax.conv_general_dilated(inputs, kernel, strides, padding, **dict(options))
 
 
@@ -123,13 +126,72 @@ def _canonical_jvp(static: Any, primals: Any, tangents: Any) -> Any:
     outputs = _canonical(inputs, kernel, static)
     change = jnp.zeros_like(outputs)
     if not isinstance(by_inputs, SymbolicZero):
-        strides, padding, options = static
-        options = dict(options)
-        out_features, in_features, *space = options["dimension_numbers"].rhs_spec
-        swapped = (in_features, out_features, *space)
-        options["dimension_numbers"] = options["dimension_numbers"]._replace(rhs_spec=swapped)
-        transposed = jnp.swapaxes(kernel, in_features, out_features)
-        change += lax.conv_general_dilated(by_inputs, transposed, strides, padding, **options)
+        change += _linear(by_inputs, kernel, *static)
     if not isinstance(by_kernel, SymbolicZero):
         change += _canonical(inputs, by_kernel, static)
     return outputs, change
+
+
+def _linear(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Any, options: Any) -> jax.Array:
+    """The convolution as a linear map of its inputs, in the form whose transpose is fast.
+
+    A strided one is the plain one on space-to-depth images, so that its transpose multiplies no inserted zeros. With
+    few input channels it is a matrix product on patches, never more numbers than the outputs. Else the kernel is
+    transposed in memory and the swap is said in the dimension numbers: JAX's transpose swaps back to the plain form.
+    """
+    options = dict(options)
+    *space, channels, features = kernel.shape
+    plain = not any(max(options.get(name) or (1,)) > 1 for name in ("lhs_dilation", "rhs_dilation"))
+    if plain and isinstance(padding, str):
+        padding = tuple(lax.padtype_to_pads(inputs.shape[1:-1], tuple(space), strides, padding))
+    if plain and max(strides) > 1 and all(size >= stride for size, stride in zip(space, strides, strict=True)):
+        inputs, kernel = _space_to_depth(inputs, kernel, strides, padding)
+        strides, padding = (1,) * len(space), ((0, 0),) * len(space)
+        *space, channels, _ = kernel.shape
+    if plain and math.prod(space) * channels <= features:
+        return _patches(inputs, tuple(space), strides, padding) @ kernel.reshape(-1, features)
+    spec = options["dimension_numbers"].rhs_spec
+    options["dimension_numbers"] = options["dimension_numbers"]._replace(rhs_spec=(spec[1], spec[0], *spec[2:]))
+    return lax.conv_general_dilated(inputs, jnp.swapaxes(kernel, -1, -2), strides, padding, **options)
+
+
+def _space_to_depth(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> tuple[jax.Array, jax.Array]:
+    """Inputs and kernel whose convolution with stride 1 and no padding is the strided one."""
+    space = kernel.shape[:-2]
+    taps = [-(-size // stride) for size, stride in zip(space, strides, strict=True)]
+    sizes = [
+        (size + sum(pads) - window) // stride + tap
+        for size, pads, window, stride, tap in zip(inputs.shape[1:-1], padding, space, strides, taps, strict=True)
+    ]
+    ends = [
+        (low, count * stride - size - low, 0)
+        for size, (low, _), count, stride in zip(inputs.shape[1:-1], padding, sizes, strides, strict=True)
+    ]
+    padded = lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+    whole = [(0, tap * stride - size) for tap, stride, size in zip(taps, strides, space, strict=True)]
+    kernel = jnp.pad(kernel, [*whole, (0, 0), (0, 0)])
+    return _depth(padded, sizes, strides, 1), _depth(kernel, taps, strides, 0)
+
+
+def _depth(array: jax.Array, counts: list[int], strides: Any, lead: int) -> jax.Array:
+    """Blocks of `strides` pixels as channels; space begins at axis `lead`."""
+    rank = len(counts)
+    split = [size for pair in zip(counts, strides, strict=True) for size in pair]
+    rest = array.shape[lead + rank :]
+    blocks = array.reshape(*array.shape[:lead], *split, *rest)
+    order = [*range(lead), *range(lead, lead + 2 * rank, 2), *range(lead + 1, lead + 2 * rank, 2)]
+    blocks = blocks.transpose(*order, *range(lead + 2 * rank, blocks.ndim))
+    return blocks.reshape(*array.shape[:lead], *counts, math.prod(strides) * rest[0], *rest[1:])
+
+
+def _patches(inputs: jax.Array, window: tuple[int, ...], strides: Any, padding: Any) -> jax.Array:
+    """The inputs under each place of the window, side by side: (N, *places, prod(window) C)."""
+    inputs = lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *((*pads, 0) for pads in padding), (0, 0, 0)])
+    ends = [size - extent for size, extent in zip(inputs.shape[1:-1], window, strict=True)]
+    return jnp.concatenate(
+        [
+            inputs[:, *(slice(i, i + end + 1, step) for i, end, step in zip(offset, ends, strides, strict=True))]
+            for offset in itertools.product(*map(range, window))
+        ],
+        axis=-1,
+    )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import attacks
+from jaxrobust import _compile, attacks
 from jaxrobust.data import Dataset, LazyDataset, Loader
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.types import Classifier, Code, Key
@@ -61,13 +60,13 @@ def _outcomes(classifier: Classifier, batch: Any, attack: Any, key: Key) -> dict
     return found
 
 
-@jax.jit
+@_compile.jit
 def _correct(classifier: Classifier, images: Any, labels: Any) -> Any:
     logits = classifier(images)
     return (jnp.argmax(logits, axis=1) == labels) & jnp.isfinite(logits).all(axis=1)
 
 
-@jax.jit
+@_compile.jit
 def _robust(attack: Any, classifier: Classifier, batch: Any, key: Key) -> Any:
     result = attacks.run(attack, classifier, batch.images, batch.labels, key=key, indices=batch.index, early_stop=True)
     return ~result.success & (result.code == Code.RAN)

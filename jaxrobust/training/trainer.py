@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
-from jaxrobust import attacks
+from jaxrobust import _compile, attacks
 from jaxrobust.models.adapters import Trainable
 from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
@@ -142,7 +142,7 @@ def fit(
     return _result(job, loop)
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "augment"), donate_argnames=("state",))
+@functools.partial(_compile.jit, static_argnames=("optimizer", "augment"), donate_argnames=("state",))
 def _step(
     objective: Any,
     trainable: Trainable,

@@ -1,0 +1,72 @@
+"""`jax.jit` as the library's own programs use it: with the compiler options that suit the machine."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Since jaxlib 0.10.2, XLA:CPU hands dots, convolutions and sums to YNNPACK. There a pass through a small network takes
+# 1.3 to 1.7 times as long, the norm of an image 7 times, and sums over arrays of seven axes can end the process
+# (github.com/jax-ml/jax/issues/39257 and 40412). Without that library they run as in earlier releases.
+YNN = "xla_cpu_experimental_ynn_fusion_type"
+
+
+def jit(function: Callable[..., Any], **options: Any) -> Jit:
+    """`jax.jit(function, **options)`, with `compiler_options()` wherever JAX takes them: outside of other programs.
+
+    Args:
+        function: what to compile.
+        **options: as for `jax.jit`.
+
+    Returns:
+        The compiled function.
+    """
+    return Jit(function, options)
+
+
+class Jit:
+    """A function that compiles itself, see `jit`."""
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        functools.update_wrapper(self, function)
+        self._nested = jax.jit(function, **options)
+        self._outermost = functools.cache(
+            lambda told: jax.jit(function, compiler_options=dict(told) or None, **options)
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # inside of a program even a constant comes out as a tracer
+        inside = isinstance(jnp.zeros(()), jax.core.Tracer)
+        return (self._nested if inside else self._outermost(_options()))(*args, **kwargs)
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """The shapes and dtypes of the result; the trace is kept for the call."""
+        return self._outermost(_options()).eval_shape(*args, **kwargs)
+
+
+def compiler_options(platform: str | None = None) -> dict[str, str]:
+    """What to tell the compiler of a platform, by default that of the default device.
+
+    Nothing but on CPU, nor where `XLA_FLAGS` speaks of the option already, nor to a compiler that does not know it.
+    """
+    return dict(_options(platform))
+
+
+def _options(platform: str | None = None) -> tuple[tuple[str, str], ...]:
+    if (platform or jax.default_backend()) != "cpu" or YNN in os.environ.get("XLA_FLAGS", ""):
+        return ()
+    return ((YNN, ""),) if _known() else ()
+
+
+@functools.cache
+def _known() -> bool:
+    try:
+        jax.jit(lambda: jnp.zeros(()), compiler_options={YNN: ""}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
