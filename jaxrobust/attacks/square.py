@@ -177,7 +177,8 @@ class Square(QueryAttack):
         # what a projection's rounding leaves of an entry must not be scaled up to a direction
         length = root(mass(inside))
         fresh = bump + inside / jnp.where(length > LEAST * self._radius(x), length, jnp.inf)
-        slack = jnp.maximum(self._radius(x) ** power - jnp.sum(mass(current)), 0)
+        spent = jnp.sum(mass(current))
+        slack = jnp.maximum(self._radius(x) ** power - spent, 0)
         held = mass(jnp.where(into | source, current, 0))
         fresh = fresh / (1e-12 + root(mass(fresh))) * root(slack[None, None, None] / x.shape[-1] + held)
         if isinstance(self.set, L1):
@@ -185,7 +186,9 @@ class Square(QueryAttack):
             fresh = fresh * x.shape[-1]
         proposal = jnp.where(into, fresh, jnp.where(source, 0, current))
         if isinstance(self.set, L2):
-            return jnp.clip(self._radius(x) * unit(proposal), -x, 1 - x)
+            # its length is known: what has moved, the slack, and the rest of the current point
+            length = jnp.sqrt(spent + slack)
+            return jnp.clip(self._radius(x) / jnp.where(length > 0, length, 1) * proposal, -x, 1 - x)
         return self.set.project(x, proposal)
 
     def _tiles(self, key: Key, x: Image) -> Image:
@@ -236,36 +239,48 @@ def _window(draws: Array, shape: tuple[int, ...], side: Int[Array, ""]) -> tuple
 def _bump(rows: Array, columns: Array, side: Array, turned: Array, power: int, dtype: Any) -> Array:
     """The window's pattern of unit norm: a positive and a negative half, each of nested rectangles that grow weaker.
 
-    A pixel at Chebyshev distance D from the centre of its half gets Σ_{k ≥ D} (k + 1)^(−2) for l2, ^(−4) for l1.
+    A pixel at Chebyshev distance D from the centre of its half gets Σ_{k ≥ D} (k + 1)^(−2) for l2, ^(−4) for l1, up to
+    the middle line of the window.
     """
+    heights, norms = (jnp.asarray(table, dtype) for table in _bump_tables(max(len(rows), len(columns)), power))
     first = side // 2
+    own = heights[first]
 
-    def along(places: Array, across: Array) -> tuple[Array, Array, Array]:
-        """Of the lines along one axis: distances from the centre, which are in the positive half, which in the window.
+    def along(places: Array, across: Array) -> tuple[Array, Array]:
+        """Of the lines along one axis: the height they allow, and which are in the positive half.
 
         `across`: whether the halves lie one after the other along this axis.
         """
         upper = places < first
         centre = jnp.where(upper, first, side - first) // 2
         halved = jnp.abs(jnp.where(upper, places, places - first) - centre)
+        distance = jnp.where(across, halved, jnp.abs(places - first))
         within = (places >= 0) & (places < side)
-        return jnp.where(across, halved, jnp.abs(places - first)), upper, within
+        return jnp.where(within, own[jnp.minimum(distance, len(own) - 1)], 0), upper
 
-    down, upper_rows, rows_within = along(rows, ~turned)
-    right, upper_columns, columns_within = along(columns, turned)
-    # k ≥ D = max(down, right) says the same of either, so the sum over k is a product of two small matrices
-    k = jnp.arange(max(rows.shape[0], columns.shape[0]) // 2 + 2, dtype=jnp.int32)
-    weights = jnp.where(k <= first, (k + 1).astype(dtype) ** (-2 if power == 2 else -4), 0)
-    left = jnp.where((k[None] >= down[:, None]) & rows_within[:, None], weights[None], 0)
-    reached = ((k[:, None] >= right[None]) & columns_within[None]).astype(dtype)
-    heights = jnp.matmul(left, reached, precision="highest")
+    down, upper_rows = along(rows, ~turned)
+    right, upper_columns = along(columns, turned)
     upper = jnp.where(turned, upper_columns[None], upper_rows[:, None])
+    # heights fall with the distance, so that the larger of two distances has the smaller height
+    return jnp.minimum(down[:, None], right[None]) / jnp.where(upper, norms[side, 0], -norms[side, 1])
 
-    def normed(values: Array) -> Array:
-        mass = jnp.sum(jnp.abs(values) ** power)
-        return values / jnp.where(mass > 0, mass, 1) ** (1 / power)
 
-    return normed(normed(jnp.where(upper, heights, 0)) - normed(jnp.where(upper, 0, heights)))
+@functools.lru_cache(maxsize=16)
+def _bump_tables(length: int, power: int) -> tuple[np.ndarray, np.ndarray]:
+    """Heights (middle line, D) of a bump's pixels, and by what each half is divided (side, half); sides ≤ length."""
+    line, distance = np.arange(length // 2 + 1)[:, None], np.arange(length + 1)
+    terms = np.where(distance <= line, (distance + 1.0) ** (-2 if power == 2 else -4), 0)
+    heights = np.cumsum(terms[:, ::-1], 1)[:, ::-1]
+    norms = np.ones((length + 1, 2))
+    for side in range(1, length + 1):
+        first = side // 2
+        sizes = (first, side - first)
+        for half, size in enumerate(sizes):
+            far = np.maximum(*np.ix_(np.abs(np.arange(size) - size // 2), np.abs(np.arange(side) - first)))
+            mass = np.sum(heights[first][far] ** power)
+            # each half gets unit norm, then both together
+            norms[side, half] = (mass * np.count_nonzero(sizes)) ** (1 / power) if size else 1
+    return heights, norms
 
 
 def _tiling(length: int, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -126,8 +126,9 @@ def run_lanes(
         saved, pause = time.perf_counter(), SAVE_EVERY
         while job.waits:
             job.round()
-            bar.update(job.finished - bar.n)
-            bar.set_postfix(fooled=int(job.best["success"].sum()), refresh=False)
+            if job.finished > bar.n:
+                bar.update(job.finished - bar.n)
+                bar.set_postfix(fooled=int(job.best["success"].sum()), refresh=False)
             if path is not None and time.perf_counter() - saved > pause:
                 saving = time.perf_counter()
                 job.save(path, job.seconds + saving - began)

@@ -114,7 +114,7 @@ def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _canonical(inputs: jax.Array, kernel: jax.Array, static: Any) -> jax.Array:
     strides, padding, options = static
-    if kernel.shape[-2] == 1 and max(strides) > 1:
+    if kernel.shape[-2] == 1:
         return _linear(inputs, kernel, strides, padding, options)
     return lax.conv_general_dilated(inputs, kernel, strides, padding, **dict(options))
 
