@@ -12,6 +12,7 @@ import numpy as np
 import jaxrobust as jr
 from benchmarks import work
 from benchmarks.harness import Figure, Settings, against, register, seconds
+from jaxrobust._compile import jit
 
 
 @register
@@ -58,7 +59,7 @@ def _steps(attack: Any, model: Any, images: Any, goal: Any, keys: Any, times: in
     return work.steps(attack, model, work.begin(attack, model, images, goal, keys), times, stop="success")
 
 
-@jax.jit
+@jit
 def _search(attack: Any, model: Any, images: Any, labels: Any, key: Any, indices: Any) -> Any:
     return jr.attacks.run(attack, model, images, labels, key=key, indices=indices, early_stop=True)
 

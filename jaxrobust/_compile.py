@@ -40,8 +40,8 @@ class Jit:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # inside of a program even a constant comes out as a tracer
-        inside = isinstance(jnp.zeros(()), jax.core.Tracer)
+        # inside of a program even a constant comes out as a tracer; under `grad` only the arguments do
+        inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((jnp.zeros(()), args, kwargs)))
         return (self._nested if inside else self._outermost(_options()))(*args, **kwargs)
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:

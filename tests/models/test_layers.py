@@ -20,12 +20,21 @@ CASES = {
     "circular": ((6, 6), (3, 3), {"padding": "CIRCULAR"}),
     "groups": ((6, 6), (3, 3), {"feature_group_count": 2}),
     "one dimension": ((9,), (3,), {"strides": 2}),
+    "strided further than the kernel": ((8, 7), (2, 2), {"strides": 3}),
+}
+# the same, and input and output channels of which the patches are no wider than the outputs
+FEW = {
+    "one channel": ((7, 6), (3, 2), {}, (1, 12)),
+    "one channel, strided": ((9, 8), (4, 4), {"strides": 2, "padding": ((1, 1), (1, 1))}, (1, 16)),
+    "one channel, dilated": ((9, 8), (3, 3), {"kernel_dilation": 2}, (1, 16)),
+    "few channels": ((5, 6), (3, 3), {"padding": "VALID"}, (2, 20)),
+    "few channels, strided": ((7, 7), (3, 3), {"strides": (1, 2)}, (2, 40)),
 }
 
 
 def pair(case):
-    size, kernel, options = CASES[case]
-    plain, ours = (kind(4, 6, kernel, rngs=nnx.Rngs(0), **options) for kind in (nnx.Conv, Conv))
+    size, kernel, options, channels = (*CASES[case], (4, 6)) if case in CASES else FEW[case]
+    plain, ours = (kind(*channels, kernel, rngs=nnx.Rngs(0), **options) for kind in (nnx.Conv, Conv))
     return size, plain, ours
 
 
@@ -36,17 +45,18 @@ def function(layer):
     return lambda kernel, images: nnx.merge(graphdef, rest | {"kernel": kernel})(images)
 
 
-QUICK = ("strided same, odd", "strided, padded by hand", "dilations", "groups")
+QUICK = ("strided same, odd", "strided, padded by hand", "dilations", "groups", "one channel, strided")
 
 
 @pytest.mark.parametrize(
-    "case", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+    "case", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES | FEW]
 )
 def test_values_and_all_derivatives_are_those_of_nnx_conv(case, rng):
     size, plain, ours = pair(case)
     kernel = plain.kernel[...]
     np.testing.assert_array_equal(kernel, ours.kernel[...])
-    images, other = (jnp.asarray(rng.normal(size=(3, *size, 4)), jnp.float32) for _ in range(2))
+    shape = (3, *size, plain.in_features)
+    images, other = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
     bump = jnp.asarray(rng.normal(size=kernel.shape), jnp.float32)
 
     def everything(layer):
@@ -76,21 +86,32 @@ def test_values_and_all_derivatives_are_those_of_nnx_conv(case, rng):
 
 
 def convolutions(jaxpr):
-    """How many convolutions a jaxpr runs, and the channel order of each kernel."""
+    """What a jaxpr convolves: the channel order of each kernel, and whether zeros are inserted into the inputs."""
     orders = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
             spec = equation.params["dimension_numbers"].rhs_spec
-            orders.append("plain" if spec[0] > spec[1] else "swapped")
+            order = "plain" if spec[0] > spec[1] else "swapped"
+            orders.append(order + " dilated" * (max(equation.params["lhs_dilation"]) > 1))
         for inner in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
             if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
                 orders += convolutions(getattr(inner, "jaxpr", inner))
     return orders
 
 
-def test_the_input_gradient_is_one_plain_convolution():
-    size, plain, ours = pair("strided, padded by hand")
-    images = jnp.ones((2, *size, 4))
+@pytest.mark.parametrize(
+    ("case", "usual", "expected"),
+    [
+        ("same", ["plain", "swapped"], ["plain", "plain"]),
+        ("strided, padded by hand", ["plain", "swapped dilated"], ["plain", "plain"]),
+        ("few channels", ["plain", "swapped"], ["plain"]),
+        ("few channels, strided", ["plain", "swapped dilated"], ["plain"]),
+        ("one channel", ["plain", "swapped"], []),
+    ],
+)
+def test_the_input_gradient_is_one_plain_convolution_or_a_matrix_product(case, usual, expected):
+    size, plain, ours = pair(case)
+    images = jnp.ones((2, *size, plain.in_features))
     kernel = plain.kernel[...]
 
     def found(layer):
@@ -98,8 +119,8 @@ def test_the_input_gradient_is_one_plain_convolution():
         gradient = jax.jit(jax.grad(lambda x: jnp.sum(function(layer)(kernel, x))))
         return gradient.trace(images).jaxpr.jaxpr
 
-    assert convolutions(found(plain)).count("swapped") == 1
-    assert convolutions(found(ours)) == ["plain", "plain"]
+    assert convolutions(found(plain)) == usual
+    assert convolutions(found(ours)) == expected
 
 
 def test_a_forward_derivative_in_the_images_runs_no_convolution_for_the_kernel():
