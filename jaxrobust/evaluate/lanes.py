@@ -125,9 +125,10 @@ def run_lanes(
     with tqdm(total=len(images), desc=label, unit="img", disable=not progress, initial=job.finished) as bar:
         saved, pause = time.perf_counter(), SAVE_EVERY
         while job.waits:
+            before = job.finished
             job.round()
-            if job.finished > bar.n:
-                bar.update(job.finished - bar.n)
+            if job.finished > before:
+                bar.update(job.finished - before)
                 bar.set_postfix(fooled=int(job.best["success"].sum()), refresh=False)
             if path is not None and time.perf_counter() - saved > pause:
                 saving = time.perf_counter()
