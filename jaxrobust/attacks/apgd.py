@@ -18,7 +18,7 @@ from jaxrobust.attacks.ascent import Ascent, Loss, SearchState, check_run, finit
 from jaxrobust.attacks.base import register
 from jaxrobust.losses import LOSSES
 from jaxrobust.sets import L1, L2, Linf, PerturbationSet
-from jaxrobust.sets.lp import _kth_largest, norm, unit
+from jaxrobust.sets.lp import _kth_largest, unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, Targeted, pytree
 
 __all__ = ["APGD", "SparseAPGD", "apgd", "apgd_t", "checkpoints"]
@@ -225,8 +225,10 @@ class APGD(AutoPGD):
         """The method's own projection: in l2 it scales into the ball, then clips, and so is not the nearest point."""
         if not isinstance(self.set, L2):
             return self.set.project(x, theta)
-        length = norm(theta)
-        scale = jnp.minimum(self._radius(x) / jnp.where(length > 0, length, 1), 1)
+        radius = self._radius(x)
+        # in radii, of which a step takes two, so that no square overflows
+        length = jnp.sqrt(jnp.sum(jnp.square(theta / jnp.where(radius > 0, radius, 1))))
+        scale = jnp.where(radius > 0, 1 / jnp.maximum(length, 1), 0)
         return jnp.clip(scale * theta, -x, 1 - x)
 
 
