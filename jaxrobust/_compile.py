@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Since jaxlib 0.10.2, XLA:CPU hands dots, convolutions and sums to YNNPACK. There a pass through a small network takes
-# 1.3 to 1.7 times as long, the norm of an image 7 times, and sums over arrays of seven axes can end the process
-# (github.com/jax-ml/jax/issues/39257 and 40412). Without that library they run as in earlier releases.
+# Since jaxlib 0.10.2, XLA:CPU hands dots, convolutions and sums to YNNPACK. Passes through convolutional networks take
+# 1.2 to 2 times as long there, and sums over arrays of seven axes can end the process: issues 39257 and 40412 of
+# github.com/jax-ml/jax. Without it they run as in earlier releases.
 YNN = "xla_cpu_experimental_ynn_fusion_type"
 
 

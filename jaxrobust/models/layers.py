@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -114,7 +114,7 @@ def _convolve(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any, 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _canonical(inputs: jax.Array, kernel: jax.Array, static: Any) -> jax.Array:
     strides, padding, options = static
-    if kernel.shape[-2] == 1:
+    if kernel.shape[-2] == 1 and _is_product(kernel, strides, options):
         return _linear(inputs, kernel, strides, padding, options)
     return lax.conv_general_dilated(inputs, kernel, strides, padding, **dict(options))
 
@@ -136,23 +136,39 @@ def _linear(inputs: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padd
     """The convolution as a linear map of its inputs, in the form whose transpose is fast.
 
     A strided one is the plain one on space-to-depth images, so that its transpose multiplies no inserted zeros. With
-    few input channels it is a matrix product on patches, never more numbers than the outputs. Else the kernel is
-    transposed in memory and the swap is said in the dimension numbers: JAX's transpose swaps back to the plain form.
+    few input channels it is a matrix product on patches. Else the kernel is transposed in memory and the swap is said
+    in the dimension numbers: JAX's transpose swaps back to the plain form.
     """
-    options = dict(options)
+    told, product = dict(options), _is_product(kernel, strides, options)
+    if not _is_dilated(options):
+        if isinstance(padding, str):
+            padding = tuple(lax.padtype_to_pads(inputs.shape[1:-1], kernel.shape[:-2], strides, padding))
+        if _folds(kernel, strides):
+            inputs, kernel = _space_to_depth(inputs, kernel, strides, padding)
+            strides, padding = (1,) * len(strides), ((0, 0),) * len(strides)
+    if product:
+        patches = _patches(inputs, kernel.shape[:-2], strides, padding)
+        return jnp.matmul(patches, kernel.reshape(-1, kernel.shape[-1]), precision=told.get("precision"))
+    spec = told["dimension_numbers"].rhs_spec
+    told["dimension_numbers"] = told["dimension_numbers"]._replace(rhs_spec=(spec[1], spec[0], *spec[2:]))
+    return lax.conv_general_dilated(inputs, jnp.swapaxes(kernel, -1, -2), strides, padding, **told)
+
+
+def _is_dilated(options: Any) -> bool:
+    return any(max(dict(options).get(name) or (1,)) > 1 for name in ("lhs_dilation", "rhs_dilation"))
+
+
+def _folds(kernel: jax.Array, strides: tuple[int, ...]) -> bool:
+    """Whether a convolution is strided, by no more than its window, which would else grow by what it skips."""
+    return max(strides) > 1 and all(size >= stride for size, stride in zip(kernel.shape, strides, strict=False))
+
+
+def _is_product(kernel: jax.Array, strides: tuple[int, ...], options: Any) -> bool:
+    """Whether the patches hold no more numbers than the outputs."""
     *space, channels, features = kernel.shape
-    plain = not any(max(options.get(name) or (1,)) > 1 for name in ("lhs_dilation", "rhs_dilation"))
-    if plain and isinstance(padding, str):
-        padding = tuple(lax.padtype_to_pads(inputs.shape[1:-1], tuple(space), strides, padding))
-    if plain and max(strides) > 1 and all(size >= stride for size, stride in zip(space, strides, strict=True)):
-        inputs, kernel = _space_to_depth(inputs, kernel, strides, padding)
-        strides, padding = (1,) * len(space), ((0, 0),) * len(space)
-        *space, channels, _ = kernel.shape
-    if plain and math.prod(space) * channels <= features:
-        return _patches(inputs, tuple(space), strides, padding) @ kernel.reshape(-1, features)
-    spec = options["dimension_numbers"].rhs_spec
-    options["dimension_numbers"] = options["dimension_numbers"]._replace(rhs_spec=(spec[1], spec[0], *spec[2:]))
-    return lax.conv_general_dilated(inputs, jnp.swapaxes(kernel, -1, -2), strides, padding, **options)
+    if _folds(kernel, strides):
+        space = [-(-size // stride) * stride for size, stride in zip(space, strides, strict=True)]
+    return not _is_dilated(options) and math.prod(space) * channels <= features
 
 
 def _space_to_depth(inputs: jax.Array, kernel: jax.Array, strides: Any, padding: Any) -> tuple[jax.Array, jax.Array]:
@@ -184,7 +200,7 @@ def _depth(array: jax.Array, counts: list[int], strides: Any, lead: int) -> jax.
     return blocks.reshape(*array.shape[:lead], *counts, math.prod(strides) * rest[0], *rest[1:])
 
 
-def _patches(inputs: jax.Array, window: tuple[int, ...], strides: Any, padding: Any) -> jax.Array:
+def _patches(inputs: jax.Array, window: Sequence[int], strides: Any, padding: Any) -> jax.Array:
     """The inputs under each place of the window, side by side: (N, *places, prod(window) C)."""
     inputs = lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *((*pads, 0) for pads in padding), (0, 0, 0)])
     ends = [size - extent for size, extent in zip(inputs.shape[1:-1], window, strict=True)]

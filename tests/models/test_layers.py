@@ -26,6 +26,7 @@ CASES = {
 FEW = {
     "one channel": ((7, 6), (3, 2), {}, (1, 12)),
     "one channel, strided": ((9, 8), (4, 4), {"strides": 2, "padding": ((1, 1), (1, 1))}, (1, 16)),
+    "one channel, wide window": ((8, 8), (3, 3), {"strides": 2}, (1, 12)),
     "one channel, dilated": ((9, 8), (3, 3), {"kernel_dilation": 2}, (1, 16)),
     "few channels": ((5, 6), (3, 3), {"padding": "VALID"}, (2, 20)),
     "few channels, strided": ((7, 7), (3, 3), {"strides": (1, 2)}, (2, 40)),
@@ -107,6 +108,8 @@ def convolutions(jaxpr):
         ("few channels", ["plain", "swapped"], ["plain"]),
         ("few channels, strided", ["plain", "swapped dilated"], ["plain"]),
         ("one channel", ["plain", "swapped"], []),
+        ("one channel, wide window", ["plain", "swapped dilated"], ["plain", "plain"]),
+        ("one channel, dilated", ["plain", "swapped"], ["plain", "plain"]),
     ],
 )
 def test_the_input_gradient_is_one_plain_convolution_or_a_matrix_product(case, usual, expected):
