@@ -115,7 +115,8 @@ def test_the_best_point_is_at_least_as_good_as_the_clean_image(attack, perturbat
     clean = jax.vmap(made.best)(start)
     assert (np.asarray(found.success) >= np.asarray(clean.success)).all()
     gained = np.asarray(found.success) & ~np.asarray(clean.success)
-    assert (gained | (np.asarray(found.loss) >= np.asarray(clean.loss) - 1e-6)).all()
+    # two programs, and so two roundings of the same logits
+    assert (gained | (np.asarray(found.loss) >= np.asarray(clean.loss) - 1e-5)).all()
 
 
 @pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
