@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
+from jaxrobust.attacks._around import Around
 from jaxrobust.attacks._minimum import choose, strongest_others
 from jaxrobust.attacks.ascent import Loss
 from jaxrobust.attacks.base import Attack, Best, Points, register
@@ -17,7 +18,7 @@ from jaxrobust.attacks.engine import check_attack, merge
 from jaxrobust.attacks.gradient import pgd
 from jaxrobust.attacks.worst_of import WorstOf, worst_of
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, Towards, pytree
+from jaxrobust.types import Criterion, Image, Key, Logits, Towards, pytree
 
 __all__ = ["OneRun", "Restarts", "TargetedEach", "best_of", "on_survivors", "restarts", "targeted_each"]
 
@@ -30,54 +31,8 @@ class Wrapped:
     idle: Any
 
 
-class Wrapper(Attack):
+class Wrapper(Around):
     """An attack around another, which searches; subclasses say which runs there are."""
-
-    attack: Attack
-
-    def __post_init__(self) -> None:
-        if isinstance(self.attack, type) or callable(self.attack):
-            check_attack(self.attack)
-
-    @property
-    def set(self) -> PerturbationSet:  # type: ignore[override]
-        """The attack's."""
-        return self.attack.set
-
-    @property
-    def start(self) -> str:
-        """The attack's."""
-        return getattr(self.attack, "start", "random")
-
-    @property
-    def ends_early(self) -> bool:  # type: ignore[override]
-        """The attack's."""
-        return self.attack.ends_early
-
-    @property
-    def minimum_norm(self) -> bool:  # type: ignore[override]
-        """The attack's."""
-        return self.attack.minimum_norm
-
-    @property
-    def queries(self) -> int:
-        """The attack's."""
-        return self.attack.queries
-
-    @property
-    def asks(self) -> int:
-        """The attack's."""
-        return self.attack.asks
-
-    @property
-    def asks_to_last(self) -> int:
-        """The attack's."""
-        return self.attack.asks_to_last
-
-    @property
-    def gradients(self) -> int:
-        """The attack's."""
-        return self.attack.gradients
 
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> Any:
         """The first run."""
@@ -115,14 +70,6 @@ class Wrapper(Attack):
     def last(self, state: Any) -> Image:
         """The attack's."""
         return self.attack.last(state.inner)
-
-    def bound_to(self, model: Classifier) -> Attack:
-        """The same around the attack bound to the model."""
-        return cast(Attack, dataclasses.replace(cast(Any, self), attack=self.attack.bound_to(model)))
-
-    def with_radius(self, radius: Number) -> Attack:
-        """The same around the attack with another radius."""
-        return cast(Attack, dataclasses.replace(cast(Any, self), attack=self.attack.with_radius(radius)))
 
 
 @pytree("attack")

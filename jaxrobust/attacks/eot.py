@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
+from jaxrobust.attacks._around import Around
 from jaxrobust.attacks.apgd import apgd
-from jaxrobust.attacks.base import Attack, Best, Knowledge
+from jaxrobust.attacks.base import Attack, Best
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, pytree
+from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, pytree
 
 __all__ = ["EOT", "RandomClassifier", "autoattack_rand", "eot", "mean_prediction"]
 
@@ -133,7 +134,7 @@ class EOTState:
 
 
 @pytree("attack")
-class EOT(Attack):
+class EOT(Around):
     """Asks every point of an attack at several draws of the model; see `eot`.
 
     Args:
@@ -145,49 +146,13 @@ class EOT(Attack):
     samples: int = 20
 
     def __post_init__(self) -> None:
-        if isinstance(self.attack, type) or callable(self.attack):
-            raise TypeError(f"attack must be an Attack such as attacks.pgd(sets.Linf(8 / 255)); got {self.attack!r}")
+        super().__post_init__()
         _checks.count("samples", self.samples)
-
-    @property
-    def set(self) -> PerturbationSet:  # type: ignore[override]
-        """The attack's."""
-        return self.attack.set
-
-    @property
-    def restarts(self) -> int:  # type: ignore[override]
-        """The attack's."""
-        return self.attack.restarts
-
-    @property
-    def ends_early(self) -> bool:  # type: ignore[override]
-        """The attack's."""
-        return self.attack.ends_early
-
-    @property
-    def minimum_norm(self) -> bool:  # type: ignore[override]
-        """The attack's."""
-        return self.attack.minimum_norm
 
     @property
     def queries(self) -> int:
         """Every point of the attack at every draw."""
         return self.samples * self.attack.queries
-
-    @property
-    def asks(self) -> int:
-        """The attack's."""
-        return self.attack.asks
-
-    @property
-    def knowledge(self) -> Knowledge:
-        """The attack's."""
-        return self.attack.knowledge
-
-    @property
-    def asks_to_last(self) -> int:
-        """The attack's."""
-        return self.attack.asks_to_last
 
     @property
     def gradients(self) -> int:
@@ -250,11 +215,7 @@ class EOT(Attack):
         """The attack when `model` is attacked, which must be the mean of a random classifier."""
         if not isinstance(model.apply, _Mean):
             raise ValueError(f"model must be a RandomClassifier's mean(key) for {self}; got a classifier without draws")
-        return cast(Attack, dataclasses.replace(self, attack=self.attack.bound_to(model)))
-
-    def with_radius(self, radius: Number) -> Attack:
-        """The same attack with another radius."""
-        return cast(Attack, dataclasses.replace(self, attack=self.attack.with_radius(radius)))
+        return super().bound_to(model)
 
     def _by_draw(self, rows: Array) -> Array:
         return rows.reshape(self.attack.queries, self.samples, *rows.shape[1:])

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
+from jaxrobust.attacks._around import Around
 from jaxrobust.attacks._minimum import choose
-from jaxrobust.attacks.base import Attack, Best, Knowledge, Points, register
+from jaxrobust.attacks.base import Attack, Best, Points, register
+from jaxrobust.attacks.engine import check_attack
 from jaxrobust.attacks.gradient import pgd
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, pytree
+from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
 __all__ = ["Minimal", "minimal"]
 
@@ -37,7 +39,7 @@ class MinimalState:
 
 
 @pytree("attack", "high")
-class Minimal(Attack):
+class Minimal(Around):
     """A bisection on the radius of another attack; see `minimal`.
 
     Args:
@@ -53,28 +55,9 @@ class Minimal(Attack):
     minimum_norm = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _checks.count("steps", self.steps)
         object.__setattr__(self, "high", _checks.number("high", self.high))
-
-    @property
-    def set(self) -> PerturbationSet:  # type: ignore[override]
-        """The attack's."""
-        return self.attack.set
-
-    @property
-    def restarts(self) -> int:  # type: ignore[override]
-        """The attack's: every run searches for its own radius."""
-        return self.attack.restarts
-
-    @property
-    def start(self) -> str:
-        """The attack's."""
-        return getattr(self.attack, "start", "random")
-
-    @property
-    def queries(self) -> int:
-        """The attack's."""
-        return self.attack.queries
 
     @property
     def asks(self) -> int:
@@ -85,11 +68,6 @@ class Minimal(Attack):
     def gradients(self) -> int:
         """Those of the attack, for every radius."""
         return self.steps * self.attack.gradients
-
-    @property
-    def knowledge(self) -> Knowledge:
-        """The attack's."""
-        return self.attack.knowledge
 
     @property
     def asks_to_last(self) -> int:
@@ -179,14 +157,6 @@ class Minimal(Attack):
         """The smallest success, or the clean image."""
         return state.best.image
 
-    def bound_to(self, model: Classifier) -> Minimal:
-        """The same search with the attack bound to the model."""
-        return dataclasses.replace(self, attack=self.attack.bound_to(model))
-
-    def with_radius(self, radius: Number) -> Minimal:
-        """The same search up to another radius."""
-        return dataclasses.replace(self, attack=self._at(radius))
-
     def _at(self, radius: Number) -> Attack:
         return self.attack.with_radius(radius)
 
@@ -229,8 +199,7 @@ def minimal(attack: Attack, *, steps: int = 10, high: Number | None = None) -> M
     Reference:
         Customary; Carlini et al., 2019, arXiv:1902.06705, ask for accuracy at all radii.
     """
-    if not isinstance(attack, Attack):
-        raise TypeError(f"attack must be an attack such as pgd(Linf(8 / 255)); got {attack!r}")
+    check_attack(attack)
     return Minimal(attack, steps, high)
 
 

@@ -231,6 +231,14 @@ def test_nothing_is_traced_twice_inside_compositions(problem):
     assert traces == first
 
 
+@pytest.mark.parametrize("name", ["pgd", "square", "hop_skip_jump"])
+def test_what_an_attack_must_see_is_what_the_one_within_must(name):
+    inner = attacks.REGISTRY[name](sets.L2(1.0))
+    compositions = [attacks.restarts(inner, 1), attacks.targeted_each(inner), attacks.minimal(inner)]
+    compositions += [attacks.eot(inner), attacks.on_survivors(inner, dataclasses.replace(inner, restarts=2))]
+    assert {attack.knowledge for attack in compositions} == {inner.knowledge}
+
+
 @pytest.mark.slow
 def test_padding_is_not_meant(problem):
     network, images, labels = problem

@@ -1,0 +1,82 @@
+"""What attacks around another attack have in common: they are as it is, but for what they say themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+from jaxrobust.attacks.base import Attack, Knowledge
+from jaxrobust.attacks.engine import check_attack
+from jaxrobust.sets import PerturbationSet
+from jaxrobust.types import Classifier, Number
+
+
+class Around(Attack):
+    """An attack that leaves the searching to another, in its field `attack`."""
+
+    attack: Attack
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attack, type) or callable(self.attack):
+            check_attack(self.attack)
+
+    @property
+    def set(self) -> PerturbationSet:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.set
+
+    @property
+    def start(self) -> str:
+        """The attack's."""
+        return getattr(self.attack, "start", "random")
+
+    @property
+    def restarts(self) -> int:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.restarts
+
+    @property
+    def ends_early(self) -> bool:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.ends_early
+
+    @property
+    def minimum_norm(self) -> bool:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.minimum_norm
+
+    @property
+    def knowledge(self) -> Knowledge:
+        """The attack's."""
+        return self.attack.knowledge
+
+    @property
+    def queries(self) -> int:
+        """The attack's."""
+        return self.attack.queries
+
+    @property
+    def asks(self) -> int:
+        """The attack's."""
+        return self.attack.asks
+
+    @property
+    def asks_to_last(self) -> int:
+        """The attack's."""
+        return self.attack.asks_to_last
+
+    @property
+    def gradients(self) -> int:
+        """The attack's."""
+        return self.attack.gradients
+
+    def bound_to(self, model: Classifier) -> Attack:
+        """The same around the attack bound to the model."""
+        return self._with(self.attack.bound_to(model))
+
+    def with_radius(self, radius: Number) -> Attack:
+        """The same around the attack with another radius."""
+        return self._with(self.attack.with_radius(radius))
+
+    def _with(self, attack: Attack) -> Attack:
+        return cast(Attack, dataclasses.replace(cast(Any, self), attack=attack))
