@@ -80,6 +80,7 @@ def test_restarts_of_runs_that_differ_come_one_round_after_another(problem):
     assert not (targets[0] == targets[1]).any()
 
 
+@pytest.mark.slow
 def test_every_run_aims_at_a_class_of_its_own(problem):
     network, images, labels = problem
     attack = attacks.pgd(BALL, steps=3, loss="dlr")

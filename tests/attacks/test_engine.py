@@ -141,6 +141,7 @@ def test_run_inside_jit_and_over_stacked_models():
         np.testing.assert_array_equal(together.success[seed], alone.success)
 
 
+@pytest.mark.slow
 def test_ways_to_loop_agree(monkeypatch):
     """Unrolled, scanned and stepped from the host give the same result."""
     network = tiny.conv_classifier()

@@ -75,6 +75,7 @@ def test_random_starts_have_half_the_radius(ball):
     np.testing.assert_allclose(ball.size(jnp.zeros(tiny.SHAPE), begun(attack, logits, 1).theta), 0.15, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_classification_is_counted(rng):
     model = tiny.linear_classifier(rng)
     images, labels = tiny.images_and_labels(model, 4)

@@ -82,6 +82,7 @@ def test_bad_input_is_refused():
         minimal(attacks.fgsm(sets.Linf(0.1)), high=-1)
 
 
+@pytest.mark.slow
 def test_only_points_that_are_meant_are_sent():
     """A chunk that is not full is filled up; a service must not be asked about the filling."""
     sent = 0

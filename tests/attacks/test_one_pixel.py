@@ -47,6 +47,7 @@ def margins_of(logits, labels):
     return np.array([margins(z, label) for z, label in zip(np.asarray(logits, float), labels, strict=True)])
 
 
+@pytest.mark.slow
 def test_corners_bound_differential_evolution_from_below():
     model, images, labels = problem()
     # so large that no probability ends the search

@@ -66,6 +66,7 @@ def test_gradients_reach_the_patch_only_through_its_mask(rng):
     assert (np.asarray(gradient)[np.asarray(mask) == 1] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_patch_works_on_unseen_images(problem):
     model, seen, unseen = problem
     placement = Placement(0.5, 0.8, 10.0)

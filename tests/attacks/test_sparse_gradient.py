@@ -102,7 +102,8 @@ def test_sigma_zero_meets_targets(rng):
     np.testing.assert_array_equal(model(found.images).argmax(-1), targets)
 
 
-@pytest.mark.parametrize("linf", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("linf", [False, True])
 def test_pgd_0_finds_the_best_member_for_a_linear_model(linf, rng):
     model, images, labels = strong_class(rng, classes=2)
     normal = np.asarray(model.params[0])[:, 1] - np.asarray(model.params[0])[:, 0]

@@ -67,6 +67,7 @@ def test_results_are_members_of_one_of_the_sets(problem, together):
     assert (np.asarray(together.size[:-1]) > 0.5).any()
 
 
+@pytest.mark.slow
 def test_with_radius_scales_all_sets(problem):
     half = worst_of(*MIXED).with_radius(0.5)
     halves = worst_of(*(attack.with_radius(attack.set.radius / 2) for attack in MIXED))

@@ -70,6 +70,7 @@ def test_masked_gradients_are_said():
     assert found.evaluation.accuracy("pgd").accuracy == 1
 
 
+@pytest.mark.slow
 def test_rand_runs_on_the_mean_of_a_random_classifier_and_stops_at_no_lucky_draw(problem, monkeypatch):
     base, (images, _) = problem
     short = {"eot": attacks.eot(attacks.pgd(BALL, steps=3), samples=2)}

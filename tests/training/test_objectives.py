@@ -62,6 +62,7 @@ def test_several_of_one_attack_is_that_attack(combine):
         np.testing.assert_allclose(other, this, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_attacks_are_combined_as_they_say():
     """Without batch statistics: the maximum and the mean of the single losses, and either one of them."""
     subject, batch, key = learner(Mlp(16, 3, nnx.Rngs(0))), make_batch(), jax.random.key(0)
