@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, cast
 
+import jax.numpy as jnp
+
 from jaxrobust.attacks.base import Attack, Knowledge
 from jaxrobust.attacks.engine import check_attack
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.types import Classifier, Number
+from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number
 
 
 class Around(Attack):
@@ -17,7 +19,8 @@ class Around(Attack):
     attack: Attack
 
     def __post_init__(self) -> None:
-        if isinstance(self.attack, type) or callable(self.attack):
+        # JAX rebuilds pytrees around placeholders, so that here only a function or class is known to be a mistake
+        if callable(self.attack):
             check_attack(self.attack)
 
     @property
@@ -69,6 +72,10 @@ class Around(Attack):
     def gradients(self) -> int:
         """The attack's."""
         return self.attack.gradients
+
+    def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> Any:
+        """The first run."""
+        return self.begin(key, x, goal, logits, jnp.zeros((), jnp.int32))
 
     def bound_to(self, model: Classifier) -> Attack:
         """The same around the attack bound to the model."""

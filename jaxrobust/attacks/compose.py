@@ -34,10 +34,6 @@ class Wrapped:
 class Wrapper(Around):
     """An attack around another, which searches; subclasses say which runs there are."""
 
-    def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> Any:
-        """The first run."""
-        return self.begin(key, x, goal, logits, jnp.zeros((), jnp.int32))
-
     def ask(self, state: Any) -> Points:
         """The attack's points."""
         return self.attack.ask(state.inner)

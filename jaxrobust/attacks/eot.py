@@ -16,6 +16,7 @@ from jaxrobust import _checks
 from jaxrobust.attacks._around import Around
 from jaxrobust.attacks.apgd import apgd
 from jaxrobust.attacks.base import Attack, Best
+from jaxrobust.attacks.engine import check_attack
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, pytree
 
@@ -144,6 +145,7 @@ class EOT(Around):
 
     attack: Attack
     samples: int = 20
+    start = "random"  # wherever the attack itself starts, its runs differ by their draws
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,11 +160,6 @@ class EOT(Around):
     def gradients(self) -> int:
         """The attack's, at every draw."""
         return self.samples * self.attack.gradients
-
-    def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> EOTState:
-        """The attack's, and a key for the draws."""
-        inner, own = jax.random.split(key)
-        return EOTState(self.attack.init(inner, x, goal, logits), own, jnp.zeros((), jnp.int32))
 
     def begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, restart: Any) -> EOTState:
         """The attack's, and a key for the draws."""
@@ -252,6 +249,7 @@ def eot(attack: Attack, *, samples: int = 20) -> EOT:
     Reference:
         Athalye et al., 2018, arXiv:1707.07397 and arXiv:1802.00420.
     """
+    check_attack(attack)
     return EOT(attack, samples)
 
 

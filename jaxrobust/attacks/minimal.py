@@ -74,10 +74,6 @@ class Minimal(Around):
         """All of them."""
         return self.asks
 
-    def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> MinimalState:
-        """The first run."""
-        return self.begin(key, x, goal, logits, jnp.zeros((), jnp.int32))
-
     def begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, restart: Int[Array, ""]) -> MinimalState:
         """The first trial of run number `restart`."""
         most = self._most(x)

@@ -138,6 +138,12 @@ def test_autoattack_rand_breaks_a_noisy_model(problem):
     assert not (found.evaluation.outcomes["apgd-ce"].code == Code.DISAGREED).any()
 
 
+def test_runs_from_the_clean_image_differ_by_their_draws():
+    assert attacks.restarts(eot(attacks.bim(sets.Linf(0.1))), 3).restarts == 3
+    with pytest.raises(ValueError, match="n must be 1 for an attack without a random start"):
+        attacks.restarts(attacks.bim(sets.Linf(0.1)), 3)
+
+
 def test_bad_input_is_refused(problem):
     _, (images, labels) = problem
     plain = tiny.dense_classifier()
