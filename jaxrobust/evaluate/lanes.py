@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import pathlib
 import time
 from collections.abc import Sequence
@@ -19,8 +18,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jaxrobust import _checks, _store
+from jaxrobust import _checks
 from jaxrobust.attacks import Attack, engine
+from jaxrobust.evaluate import _saved
 from jaxrobust.evaluate._programs import Books, known, met, pad, predict, programs, replicated
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.types import AttackResult, Classifier, Criterion, Key
@@ -119,7 +119,7 @@ def run_lanes(
     job = _Run(attack, model, images, goal, key, indices, np.asarray(logits), width, lanes, stop, everywhere)
     path = None if save is None else pathlib.Path(save)
     if path is not None:
-        job.resume(path)
+        _saved.resume(job, path)
     ran = job.waits
     label = progress if isinstance(progress, str) else "attack"
     with tqdm(total=len(images), desc=label, unit="img", disable=not progress, initial=job.finished) as bar:
@@ -132,13 +132,13 @@ def run_lanes(
                 bar.set_postfix(fooled=int(job.best["success"].sum()), refresh=False)
             if path is not None and time.perf_counter() - saved > pause:
                 saving = time.perf_counter()
-                job.save(path, job.seconds + saving - began)
+                _saved.save(job, path, job.seconds + saving - began)
                 saved = time.perf_counter()
                 pause = max(SAVE_EVERY, (saved - saving) / SAVE_SHARE)
     result = job.conclude()
     seconds = job.seconds + (time.perf_counter() - began if ran else 0.0)
     if path is not None and (ran or not path.exists()):
-        job.save(path, seconds)
+        _saved.save(job, path, seconds)
     needed = int(job.best["forwards"].sum()) // attack.queries
     return LaneResult(result, LaneCounts(executed=job.executed, needed=needed, seconds=seconds))
 
@@ -237,7 +237,7 @@ class _Run:
         self.states: Any = None
         self.best = self._clean()
         self.runs_done = np.where(self.best["success"], attack.restarts, 0).astype(np.int32)
-        self._line_up()
+        self.line_up()
 
     def _clean(self) -> Books:
         """The books before any attack: of an example that meets its criterion already, what `init` books."""
@@ -257,7 +257,7 @@ class _Run:
             _write(best, rows, self._best(self._fresh(rows, np.zeros_like(rows)), np.arange(len(rows))))
         return best
 
-    def _line_up(self) -> None:
+    def line_up(self) -> None:
         """Lists the examples that are in no lane and have runs before them."""
         waiting = self.runs_done < self.attack.restarts
         waiting[self.lane_example[self.lane_example >= 0]] = False
@@ -357,54 +357,10 @@ class _Run:
             code=engine.verdict(*booked, where=np.where),
         )
 
-    @functools.cached_property
-    def _fingerprint(self) -> str:
-        return _store.fingerprint(
-            _store.describe(self.attack),
-            self.stop,
-            [self.model.params, self.images, self.goal, self.indices, self.key],
-        )
-
-    def save(self, path: pathlib.Path, seconds: float) -> None:
-        """The books and the lanes, atomically."""
-        leaves = jax.tree.leaves(self.states) if self.waits else []
-        _store.write_arrays(
-            path,
-            fingerprint=self._fingerprint,
-            logits=self.logits,
-            seconds=seconds,
-            executed=self.executed,
-            runs_done=self.runs_done,
-            lane_example=self.lane_example,
-            lane_age=self.lane_age,
-            **{f"best_{name}": values for name, values in self.best.items()},
-            **{f"lane_{i}": _store.raw(leaf) for i, leaf in enumerate(leaves)},
-        )
-
-    def resume(self, path: pathlib.Path) -> None:
-        """Goes on from a saved run, if there is one: with its lanes if as many are asked for, else without."""
-        if path.is_dir():
-            raise ValueError(f"save must name a file; got the folder {path}")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return
-        stored = _store.read_arrays(path)
-        # a model's function has no fingerprint, only what it says; other batch shapes round it otherwise
-        same_model = "logits" in stored and np.allclose(stored["logits"], self.logits, 1e-3, 1e-3, equal_nan=True)
-        if not same_model or str(stored.get("fingerprint")) != self._fingerprint:
-            raise ValueError(
-                f"save must name a file of this very run; {path} was written by another attack, model, data set or key"
-            )
-        self.best = {name: stored[f"best_{name}"] for name in self.best}
-        self.runs_done = stored["runs_done"]
-        self.executed, self.seconds = int(stored["executed"]), float(stored["seconds"])
-        if len(stored["lane_example"]) == self.width and "lane_0" in stored:
-            self.lane_example, self.lane_age = stored["lane_example"], stored["lane_age"]
-            row = np.zeros(1, np.int64)
-            like = self._filled(self._fresh(row, row))
-            saved = [_store.restored(stored[f"lane_{i}"], leaf) for i, leaf in enumerate(jax.tree.leaves(like))]
-            self.states = jax.tree.unflatten(jax.tree.structure(like), saved)
-        self._line_up()
+    def example_states(self) -> Any:
+        """States of the lanes' layout, to restore saved ones like them."""
+        row = np.zeros(1, np.int64)
+        return self._filled(self._fresh(row, row))
 
 
 def _write(best: Books, rows: np.ndarray, new: Books) -> None:
