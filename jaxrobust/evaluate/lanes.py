@@ -7,10 +7,11 @@ key, so its result is the same as from `attacks.run`, whatever else is in the la
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,7 +74,9 @@ def run_lanes(
     early_stop: bool = True,
     devices: Sequence[Any] | None = None,
     save: str | pathlib.Path | None = None,
+    run_id: str | None = None,
     progress: bool | str = False,
+    _known: dict[str, str] | None = None,
 ) -> LaneResult:
     """Attack a whole data set, as `attacks.run` would but without wasting a step; see this module's first lines.
 
@@ -89,9 +92,13 @@ def run_lanes(
             number of devices.
         early_stop: whether an example's first success frees its lane.
         devices: where to run; by default all local devices, the lanes split evenly among them.
-        save: a file to which finished examples and the lanes' state are saved from time to time; a run that finds the
-            file of a killed run of the same attack, model and data goes on from there, one that finds another's
-            raises.
+        save: a file to which finished examples and the lanes' state are saved, from time to time and whenever an
+            exception or Ctrl-C ends the run; a run that finds the file of an unfinished run of the same attack, model,
+            data and key goes on from there, one that finds another's raises. A model is known by its code, its
+            parameters and what it answers: a `HostModel` is asked about 16 more points for that.
+        run_id: a name of your own for the run, by which its file is known where functions or objects in the model or
+            the attack cannot be read (a connection, a lock), or change as they are used (a count of calls). All such
+            functions and objects of yours are then known by their names alone, and you vouch for them.
         progress: whether to show a progress bar, on standard error; a string is its label.
 
     Returns:
@@ -99,9 +106,12 @@ def run_lanes(
 
     Raises:
         TypeError: as `attacks.run`.
-        ValueError: as `attacks.run`, or the save file belongs to a different run or is damaged.
+        ValueError: as `attacks.run`, or the save file belongs to a different run or is damaged, or something in the
+            model or the attack cannot be identified and there is no `run_id`.
     """
     began = time.perf_counter()
+    if save is not None and _known is None and isinstance(model, (Classifier, HostModel)):
+        _known = _saved.of_model(model, run_id)
     everywhere = replicated(devices)
     split = len(everywhere.mesh.devices)
     part = max(_checks.count("lanes", lanes) // WIDTHS, 1)
@@ -117,12 +127,26 @@ def run_lanes(
         logits = predict(model, images, batch_size=lanes)
     stop: engine.Stop = "success" if early_stop else "clean"
     job = _Run(attack, model, images, goal, key, indices, np.asarray(logits), width, lanes, stop, everywhere)
-    path = None if save is None else pathlib.Path(save)
-    if path is not None:
-        _saved.resume(job, path)
+    file = None if save is None else _saved.File(pathlib.Path(save), job, attack, _known or {}, run_id)
     ran = job.waits
+
+    def seconds() -> float:
+        return job.seconds + (time.perf_counter() - began if ran else 0.0)
+
+    with contextlib.nullcontext() if file is None else file.rescue(seconds):
+        _play(job, file, progress, seconds)
+        result = job.conclude()
+    spent = seconds()
+    if file is not None and (ran or not file.path.exists()):
+        file.save(spent)
+    needed = int(job.best["forwards"].sum()) // attack.queries
+    return LaneResult(result, LaneCounts(executed=job.executed, needed=needed, seconds=spent))
+
+
+def _play(job: _Run, file: _saved.File | None, progress: bool | str, seconds: Callable[[], float]) -> None:
+    """Rounds until nothing waits, saved from time to time."""
     label = progress if isinstance(progress, str) else "attack"
-    with tqdm(total=len(images), desc=label, unit="img", disable=not progress, initial=job.finished) as bar:
+    with tqdm(total=len(job.images), desc=label, unit="img", disable=not progress, initial=job.finished) as bar:
         saved, pause = time.perf_counter(), SAVE_EVERY
         while job.waits:
             before = job.finished
@@ -130,17 +154,11 @@ def run_lanes(
             if job.finished > before:
                 bar.update(job.finished - before)
                 bar.set_postfix(fooled=int(job.best["success"].sum()), refresh=False)
-            if path is not None and time.perf_counter() - saved > pause:
+            if file is not None and time.perf_counter() - saved > pause:
                 saving = time.perf_counter()
-                _saved.save(job, path, job.seconds + saving - began)
+                file.save(seconds())
                 saved = time.perf_counter()
                 pause = max(SAVE_EVERY, (saved - saving) / SAVE_SHARE)
-    result = job.conclude()
-    seconds = job.seconds + (time.perf_counter() - began if ran else 0.0)
-    if path is not None and (ran or not path.exists()):
-        _saved.save(job, path, seconds)
-    needed = int(job.best["forwards"].sum()) // attack.queries
-    return LaneResult(result, LaneCounts(executed=job.executed, needed=needed, seconds=seconds))
 
 
 def check(
@@ -284,11 +302,12 @@ class _Run:
         taken = min(self.peek, max(int(left.min()) - 1, 1))
         for _ in range(taken):
             model, gradient = self._answered(live), gradient and isinstance(self.model, Classifier)
-            self.states, finished = self.programs.step(
-                self.there.attack, model, self.states, stop=self.stop, gradient=gradient
-            )
-        self.executed += taken * self.width
-        self.lane_age += taken
+            with _saved.undisturbed():
+                self.states, finished = self.programs.step(
+                    self.there.attack, model, self.states, stop=self.stop, gradient=gradient
+                )
+                self.executed += self.width
+                self.lane_age += 1
         done = np.flatnonzero(np.asarray(finished) & live)
         for start in range(0, len(done), self.chunk):
             self._harvest(done[start : start + self.chunk])
@@ -303,15 +322,18 @@ class _Run:
         logits[asked] = self.there.model(points[asked])
         return known(logits.reshape(-1, logits.shape[-1]))
 
+    @_saved.undisturbed()
     def _refill(self, slots: np.ndarray) -> None:
         rows = np.array([self.queue.popleft() for _ in range(min(len(slots), len(self.queue)))])
         slots = slots[: len(rows)]
-        self.lane_example[slots], self.lane_age[slots] = rows, 0
         new = self._fresh(rows, self.runs_done[rows])
         if self.states is None:
             self.states = self._filled(new)
         self.states = self.programs.refill(self.states, pad(slots, self.chunk, fill=self.width), new)
+        # only now, since lanes that failed to be filled hold nothing of these examples
+        self.lane_example[slots], self.lane_age[slots] = rows, 0
 
+    @_saved.undisturbed()
     def _harvest(self, slots: np.ndarray) -> None:
         rows = self.lane_example[slots]
         known = None

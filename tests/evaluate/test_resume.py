@@ -13,7 +13,7 @@ import pytest
 
 from jaxrobust import _store, attacks, sets
 from jaxrobust.evaluate import lanes, robustness, run_lanes
-from jaxrobust.types import Classifier
+from jaxrobust.types import Classifier, TopK
 from tests.evaluate.models import ONE_DEVICE, assert_equal_results, classifier, examples, network
 
 PGD = attacks.pgd(sets.Linf(0.1), steps=4, restarts=2)
@@ -108,10 +108,23 @@ def other_function(params, images):
 
 
 @pytest.mark.parametrize(
-    "change",
-    ["attack", "radius", "early_stop", "key", "images", "labels", "indices", "parameters", "function"],
+    ("change", "named"),
+    [
+        ("attack", "attack"),
+        ("radius", "attack"),
+        ("early_stop", "stop rule"),
+        ("key", "key"),
+        ("images", "images"),
+        ("fewer", "images, labels or criterion, indices"),
+        ("labels", "labels or criterion"),
+        ("criterion", "labels or criterion"),
+        ("indices", "indices"),
+        ("parameters", "parameters"),
+        ("function", "model function"),
+        ("run_id", "run_id, model function"),
+    ],
 )
-def test_the_save_file_of_another_run_is_refused_and_left_alone(change, interrupted, data):
+def test_the_save_file_of_another_run_is_refused_and_left_alone(change, named, interrupted, data):
     path = interrupted(5)
     before = path.read_bytes()
     (images, labels), attack, model, options = data, PGD, classifier(), {**OPTIONS, "save": path}
@@ -126,15 +139,22 @@ def test_the_save_file_of_another_run_is_refused_and_left_alone(change, interrup
             options["key"] = jax.random.key(1)
         case "images":
             images = images * np.float32(0.999)
+        case "fewer":
+            images, labels = images[:9], labels[:9]
         case "labels":
             labels = np.roll(labels, 1)
+        case "criterion":
+            labels = TopK(labels, 1)
+        case "run_id":
+            options["run_id"] = "mine"
         case "indices":
             options["indices"] = np.arange(21) + 1
         case "parameters":
             model = Classifier(network, jax.tree.map(lambda leaf: leaf * 1.001, model.params))
         case "function":
             model = Classifier(other_function, model.params)
-    with pytest.raises(ValueError, match=r"save must name a file of this very run; .*save.npz was written by another"):
+    message = rf"this very run; .*save.npz was written by a run that differs in: {named}. Name another file"
+    with pytest.raises(ValueError, match=message):
         run_lanes(attack, model, images, labels, **options)
     assert path.read_bytes() == before
 
@@ -231,5 +251,5 @@ def test_two_models_cannot_share_a_folder(tmp_path, data):
     attack = attacks.mi_fgsm(sets.Linf(0.02), steps=5)
     options = {"key": jax.random.key(4), "lanes": 8, "devices": ONE_DEVICE, "save_dir": tmp_path, "progress": False}
     robustness(classifier(), data, attack, **options)
-    with pytest.raises(ValueError, match=r"pgd-linf.npz was written by another attack, model"):
+    with pytest.raises(ValueError, match=r"pgd-linf.npz was written by a run that differs in: parameters\."):
         robustness(classifier(1), data, attack, **options)
