@@ -222,9 +222,8 @@ def _node(value: Any, run_id: str | None) -> _Node:
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
         fields = [(f".{name}", getattr(value, name, None)) for name in names]
-        untold = {*names, *_computed(kind)}
-        others = _pairs({name: item for name, item in getattr(value, "__dict__", {}).items() if name not in untold})
-        return _Node(("dataclass",), [(".__class__", kind), *fields, *((f".{name}", item) for name, item in others)])
+        others = _attributes(getattr(value, "__dict__", {}), but={*names, *_computed(kind)})
+        return _Node(("dataclass", *(name for name, _ in others)), [(".__class__", kind), *fields, *others])
     try:
         return _object(value)
     except Exception as error:  # whatever the object's own code raises
@@ -328,10 +327,9 @@ def _names(code: types.CodeType) -> _Names:
 
 
 def _function(value: Any, run_id: str | None) -> _Node:
+    while _is_checker(value):
+        value = value.__wrapped__
     code, home = value.__code__, str(value.__globals__.get("__name__"))
-    checker = home.partition(".")[0] in CHECKERS or code.co_filename.startswith("<@beartype")
-    if checker and hasattr(value, "__wrapped__"):
-        return _Node(("checked",), [("", value.__wrapped__)])
     version = _version(home)
     if version is None and run_id is not None:
         return _Node(("function", value.__module__ or "", value.__qualname__, run_id))
@@ -347,6 +345,13 @@ def _function(value: Any, run_id: str | None) -> _Node:
             found = value.__globals__.get(name, builtins.get(name, NotImplemented))
             parts.append((f" global {name}", _settled(name, _seen(found, names.all), names)))
     return _Node(("function", version or "", "" if version is None else home), parts)
+
+
+def _is_checker(value: Any) -> bool:
+    """Whether a function only looks at the arguments and results of another."""
+    home = str(value.__globals__.get("__name__")).partition(".")[0]
+    checks = home in CHECKERS or value.__code__.co_filename.startswith("<@beartype")
+    return checks and isinstance(getattr(value, "__wrapped__", None), types.FunctionType)
 
 
 def _settled(name: str, value: Any, names: _Names) -> Any:
@@ -371,19 +376,15 @@ def _class(value: type, run_id: str | None) -> _Node:
         told |= {name: item for name, item in vars(value).items() if isinstance(item, written)}
     else:
         told = {name: item for name, item in vars(value).items() if name not in UNTOLD and not _generated(item)}
-    parts = [(".__bases__", value.__bases__), (".__class__", type(value))]
-    return _Node(label, [*parts, *((f".{name}", pair) for name, pair in _pairs(told))])
+    parts = _attributes(told)
+    names = tuple(name for name, _ in parts)
+    return _Node((*label, *names), [(".__bases__", value.__bases__), (".__class__", type(value)), *parts])
 
 
 def _generated(item: Any) -> bool:
     """Whether a method was written by `dataclass` or `namedtuple`."""
     code = getattr(item, "__code__", None)
     return code is not None and code.co_filename.startswith(("<string>", "namedtuple_"))
-
-
-def _pairs(told: dict[str, Any]) -> list[tuple[str, tuple[str, Any]]]:
-    """Names for errors, and pairs of names and values, in the names' order."""
-    return [(name, (name, told[name])) for name in sorted(told)]
 
 
 def _callable(value: Any) -> _Node | None:
@@ -434,6 +435,11 @@ def _network(value: Any) -> _Node | None:
     return None
 
 
+def _attributes(told: dict[str, Any], *, but: Iterable[str] = ()) -> list[tuple[str, Any]]:
+    """Attributes in the order of their names."""
+    return [(f".{name}", told[name]) for name in sorted(told.keys() - set(but))]
+
+
 def _computed(kind: type) -> set[str]:
     """Attributes that are computed from others and then kept."""
     members = [member for base in kind.__mro__ for member in vars(base).items()]
@@ -449,10 +455,12 @@ def _object(value: Any) -> _Node:
     make, arguments, *rest = reduced
     state, items, pairs = [*rest, None, None, None][:3]
     if isinstance(state, dict) and all(isinstance(name, str) for name in state):
-        state = _pairs({name: item for name, item in state.items() if name not in _computed(kind)})
-    parts = [("", make), ("", arguments), ("", state)]
-    parts += [("", None if items is None else list(items)), ("", None if pairs is None else list(pairs))]
-    return _Node(("object",), [(".__class__", kind), *parts])
+        attributes = _attributes(state, but=_computed(kind))
+    else:
+        attributes = [("", state)]
+    parts = [(".__class__", kind), ("", make), ("", arguments)]
+    parts += [("", None if items is None else list(items)), ("", None if pairs is None else list(pairs)), *attributes]
+    return _Node(("object", *(name for name, _ in attributes)), parts)
 
 
 SITE = ("site-packages", "dist-packages")
@@ -464,6 +472,8 @@ def _version(module: str) -> str | None:
     top = module.partition(".")[0]
     if top == "jaxrobust":
         return str(getattr(sys.modules.get(top), "__version__", ""))
+    if top == "__main__":  # wherever the program lies that runs it
+        return None
     if top in sys.builtin_module_names:
         return platform.python_version()
     found = sys.modules.get(top)
