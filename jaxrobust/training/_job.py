@@ -162,6 +162,8 @@ def prepare(
         settings = {f"config.{name}": value for name, value in vars(config).items() if name not in FREE}
         parts = {"objective": objective, "validation_attack": validation_attack, "augment": augment}
         description = {
+            "version": _store.versions()["jaxrobust"],
+            "run_id": run_id,
             "config": _store.describe({name: value for name, value in vars(config).items() if name not in FREE}),
             **{name: _store.describe(value) for name, value in parts.items()},
             "network": _store.describe(trainable.evaluation.kind),
@@ -172,7 +174,6 @@ def prepare(
         }
         parts = {**settings, **parts, "network": trainable}
         identity = {name: _store.identity(value, what=name, run_id=run_id) for name, value in parts.items()}
-        identity |= {"version": _store.versions()["jaxrobust"], "run_id": str(run_id)}
     job = Job(
         config=config,
         objective=objective,
