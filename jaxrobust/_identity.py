@@ -319,7 +319,7 @@ def _names(code: types.CodeType) -> _Names:
         codes.extend(constant for constant in part.co_consts if isinstance(constant, types.CodeType))
         named.update(part.co_names)
         for instruction in dis.get_instructions(part):
-            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
                 globals_.add(instruction.argval)
             elif instruction.opname in ("STORE_GLOBAL", "STORE_DEREF"):
                 assigned.add(instruction.argval)

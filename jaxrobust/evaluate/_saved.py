@@ -164,11 +164,15 @@ class File:
         self._refuse(differing)
 
     def _refuse(self, differing: list[str]) -> None:
-        if differing:
-            raise ValueError(
-                f"save must name a file of this very run; {self.path} was written by a run that differs in: "
-                f"{', '.join(differing)}. Name another file, or remove it to start anew"
-            )
+        if not differing:
+            return
+        hint = ""
+        if isinstance(self.run.model, HostModel) and "model function" in differing:
+            hint = " (a function that counts its calls is another one after them: make it anew, or begin with a run_id)"
+        raise ValueError(
+            f"save must name a file of this very run; {self.path} was written by a run that differs in: "
+            f"{', '.join(differing)}. Name another file, or remove it to start anew{hint}"
+        )
 
     def _check_whole(self, stored: dict[str, np.ndarray]) -> None:
         """That every array is there, and of the right shape and type."""
