@@ -44,6 +44,8 @@ def of_model(model: Classifier | HostModel, run_id: str | None) -> dict[str, str
         return {
             "model function": _store.identity((model.function, model.classes), what="model.function", run_id=run_id)
         }
+    if not isinstance(model, Classifier):
+        return {}  # and is refused for it in a moment
     # mapped, so that dictionaries come in the order in which a program sees them
     params = jax.tree.map(_canonical, model.params)
     return {

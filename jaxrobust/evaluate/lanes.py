@@ -76,7 +76,6 @@ def run_lanes(
     save: str | pathlib.Path | None = None,
     run_id: str | None = None,
     progress: bool | str = False,
-    _known: dict[str, str] | None = None,
 ) -> LaneResult:
     """Attack a whole data set, as `attacks.run` would but without wasting a step; see this module's first lines.
 
@@ -109,9 +108,31 @@ def run_lanes(
         ValueError: as `attacks.run`, or the save file belongs to a different run or is damaged, or something in the
             model or the attack cannot be identified and there is no `run_id`.
     """
+    known = None if save is None else _saved.of_model(model, run_id)
+    options: dict[str, Any] = {"lanes": lanes, "early_stop": early_stop, "devices": devices, "progress": progress}
+    options |= {"key": key, "indices": indices, "logits": logits, "save": save, "run_id": run_id}
+    return drive(attack, model, images, labels, known=known, **options)
+
+
+def drive(
+    attack: Attack,
+    model: Classifier | HostModel,
+    images: Any,
+    labels: Any,
+    *,
+    key: Key,
+    indices: Any,
+    logits: Any,
+    lanes: int,
+    early_stop: bool,
+    devices: Sequence[Any] | None,
+    save: str | pathlib.Path | None,
+    run_id: str | None,
+    progress: bool | str,
+    known: dict[str, str] | None,
+) -> LaneResult:
+    """`run_lanes`, for those who know already what the model is: `_saved.of_model` before it was first asked."""
     began = time.perf_counter()
-    if save is not None and _known is None and isinstance(model, (Classifier, HostModel)):
-        _known = _saved.of_model(model, run_id)
     everywhere = replicated(devices)
     split = len(everywhere.mesh.devices)
     part = max(_checks.count("lanes", lanes) // WIDTHS, 1)
@@ -127,7 +148,7 @@ def run_lanes(
         logits = predict(model, images, batch_size=lanes)
     stop: engine.Stop = "success" if early_stop else "clean"
     job = _Run(attack, model, images, goal, key, indices, np.asarray(logits), width, lanes, stop, everywhere)
-    file = None if save is None else _saved.File(pathlib.Path(save), job, attack, _known or {}, run_id)
+    file = None if save is None else _saved.File(pathlib.Path(save), job, attack, known or {}, run_id)
     ran = job.waits
 
     def seconds() -> float:

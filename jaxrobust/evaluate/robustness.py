@@ -14,7 +14,7 @@ from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate import _saved
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, predict, replicated, run_lanes
+from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, drive, predict, replicated, run_lanes
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
 from jaxrobust.types import Classifier, Code, Key, Number
 
@@ -84,9 +84,7 @@ def robustness(
     _checks.count("lanes", lanes)
     everywhere = replicated(devices)
     # before the model is first asked, since some functions count their calls
-    known = None
-    if save_dir is not None and isinstance(model, (Classifier, HostModel)):
-        known = _saved.of_model(model, run_id)
+    known = None if save_dir is None else _saved.of_model(model, run_id)
     for attack in named.values():
         check(attack, model, images, labels, key=key)
     # placed here once, so that all forward passes share one program
@@ -98,7 +96,7 @@ def robustness(
         rows = np.flatnonzero(fate == ROBUST) if only_survivors else np.arange(len(images))
         found = None
         if len(rows):
-            found = run_lanes(
+            found = drive(
                 attack,
                 model,
                 images[rows],
@@ -112,7 +110,7 @@ def robustness(
                 save=None if save_dir is None else pathlib.Path(save_dir) / f"{attack_name}.npz",
                 run_id=run_id,
                 progress=f"{name} | {attack_name}" if progress else False,
-                _known=known,
+                known=known,
             )
         outcomes[attack_name] = outcome = _outcome(attack, found, rows, fate, points)
         if only_survivors:
