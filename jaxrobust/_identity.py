@@ -7,43 +7,12 @@ edges alone: two nodes that look alike as far as one can walk count as one.
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import dis
-import enum
-import functools
 import hashlib
-import importlib.metadata
-import pathlib
-import platform
-import sys
-import sysconfig
-import types
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from jaxrobust._taken_apart import Node, Unknown, Used, node_of
 
-__all__ = ["identity", "raw"]
-
-PLAIN = (type(None), bool, int, float, complex, str, bytes, range, type(...), type(NotImplemented))
-ORDERED = (tuple, list, dict, collections.OrderedDict, collections.deque)
-UNORDERED = (set, frozenset)
-METHODS_IN_C = (types.MethodDescriptorType, types.WrapperDescriptorType, types.ClassMethodDescriptorType)
-SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
-# what `jax.jit` and `functools.cache` make
-FASTER = ("PjitFunction", "PmapFunction", "_lru_cache_wrapper")
-# wrappers that look at arguments and results and change nothing
-CHECKERS = ("beartype", "jaxtyping", "typeguard")
-# of a class: what says nothing of how its objects behave, or is made from what does
-UNTOLD = {
-    "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
-    "__dataclass_fields__", "__dataclass_params__", "__dict__", "__doc__", "__firstlineno__", "__match_args__",
-    "__module__", "__orig_bases__", "__parameters__", "__qualname__", "__static_attributes__", "__weakref__",
-    "_abc_impl",
-}  # fmt: skip
+__all__ = ["identity"]
 
 
 def identity(value: Any, *, what: str = "value", run_id: str | None = None) -> str:
@@ -56,8 +25,8 @@ def identity(value: Any, *, what: str = "value", run_id: str | None = None) -> s
     Args:
         value: anything.
         what: how errors call it.
-        run_id: stands for whatever is not made of numbers, names and containers; functions and objects of the user's
-            then count by their names alone.
+        run_id: stands for whatever is not made of numbers, names, containers, frozen dataclasses and networks:
+            functions and other objects of the user's then count by their names alone.
 
     Returns:
         64 hexadecimal digits.
@@ -67,56 +36,25 @@ def identity(value: Any, *, what: str = "value", run_id: str | None = None) -> s
 
     Example:
         >>> scale = 2.0
-        >>> identity(lambda x: scale * x) == identity(lambda y: scale * y), identity((1, 2)) == identity([1, 2])
-        (False, False)
+        >>> identity(lambda x: scale * x) == identity(lambda x: scale * x), identity((1, 2)) == identity([1, 2])
+        (True, False)
     """
     if not (run_id is None or isinstance(run_id, str)):
         raise TypeError(f"run_id must be a string or None; got {run_id!r}")
     return _digest(*_graph(value, what, run_id))
 
 
-def raw(leaf: Any) -> np.ndarray:
-    """A leaf as a NumPy array; a random key as its data."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
-
-
-class _Node(NamedTuple):
-    """What a value is by itself, what it is made of (a name for errors, a value), and whether the order counts."""
-
-    label: tuple[str | bytes, ...]
-    parts: Iterable[tuple[str, Any]] = ()
-    ordered: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class _Used:
-    """A module of the user's, by those of its attributes whose names some code knows."""
-
-    module: types.ModuleType
-    names: frozenset[str]
-
-    @property
-    def key(self) -> Any:
-        return id(self.module), self.names
-
-
-class _Unknown(Exception):
-    """A value that cannot be read, and why."""
-
-
-def _graph(value: Any, what: str, run_id: str | None) -> tuple[list[_Node], list[list[int]]]:
+def _graph(value: Any, what: str, run_id: str | None) -> tuple[list[Node], list[list[int]]]:
     """Every value that can be reached, the first one first, and whom each is made of."""
-    nodes: list[_Node] = []
+    nodes: list[Node] = []
     edges: list[list[int]] = []
     values, paths = [value], [what]
     numbers = {_key(value): 0}
     for value in values:  # which grows while it is read
         path = paths[len(nodes)]
         try:
-            node = _node(value, run_id)
-        except _Unknown as unknown:
+            node = node_of(value, run_id)
+        except Unknown as unknown:
             raise ValueError(
                 f"{path} must be something that can be recognised in another process; got {unknown}. Pass "
                 'run_id="...", a name of your own for this run, that stands for what cannot be read'
@@ -133,11 +71,7 @@ def _graph(value: Any, what: str, run_id: str | None) -> tuple[list[_Node], list
     return nodes, edges
 
 
-def _key(value: Any) -> Any:
-    return value.key if isinstance(value, _Used) else id(value)
-
-
-def _digest(nodes: list[_Node], edges: list[list[int]]) -> str:
+def _digest(nodes: list[Node], edges: list[list[int]]) -> str:
     """Colours from the leaves up; then, among what can reach a circle, refined until no two more are told apart."""
     colours: list[bytes] = [b""] * len(nodes)
     parents: list[list[int]] = [[] for _ in nodes]
@@ -166,7 +100,7 @@ def _digest(nodes: list[_Node], edges: list[list[int]]) -> str:
         told_apart = len(found)
 
 
-def _colour(node: _Node, parts: list[bytes]) -> bytes:
+def _colour(node: Node, parts: list[bytes]) -> bytes:
     label = [part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part for part in node.label]
     return _hash(_hash(*label), *(parts if node.ordered else sorted(parts)))
 
@@ -179,311 +113,5 @@ def _hash(*parts: bytes) -> bytes:
     return found.digest()
 
 
-def _node(value: Any, run_id: str | None) -> _Node:
-    """Take a value apart, by one level."""
-    kind = type(value)
-    if kind in PLAIN:
-        return _Node((kind.__name__, repr(value)))
-    if isinstance(value, enum.Enum):
-        return _Node(("enum", str(value.name)), [(".__class__", kind), (".value", value._value_)])
-    if isinstance(value, jax.core.Tracer):
-        raise _Unknown("a number that JAX is tracing")
-    if kind is np.ndarray or isinstance(value, (np.generic, np.memmap, jax.Array)):
-        return _array(value)
-    if isinstance(value, np.dtype):
-        return _Node(("dtype", str(value)))
-    if (
-        kind in ORDERED
-        or kind in UNORDERED
-        or (isinstance(value, tuple) and kind.__reduce_ex__ is object.__reduce_ex__)
-    ):
-        return _container(value)
-    named = _named(value)
-    if named is not None:
-        return named
-    if isinstance(value, (jax.Device, jax.sharding.Mesh, jax.sharding.Sharding)):
-        return _Node(("placement", kind.__name__))  # where something runs does not change what it is
-    if isinstance(value, (types.ModuleType, _Used)):
-        return _module(value)
-    if isinstance(value, types.CodeType):
-        return _code(value)
-    if isinstance(value, types.FunctionType):
-        return _function(value, run_id)
-    if isinstance(value, type):
-        return _class(value, run_id)
-    found = _callable(value)
-    if found is not None:
-        return found
-    if run_id is not None and _version(kind.__module__) is None:
-        return _Node(("object", kind.__module__, kind.__qualname__, run_id))
-    found = _network(value)
-    if found is not None:
-        return found
-    if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        fields = [(f".{name}", getattr(value, name, None)) for name in names]
-        others = _attributes(getattr(value, "__dict__", {}), but={*names, *_computed(kind)})
-        return _Node(("dataclass", *(name for name, _ in others)), [(".__class__", kind), *fields, *others])
-    try:
-        return _object(value)
-    except Exception as error:  # whatever the object's own code raises
-        if run_id is not None:
-            return _Node(("object", kind.__module__, kind.__qualname__, run_id))
-        raise _Unknown(f"a {kind.__module__}.{kind.__qualname__} ({error})") from None
-
-
-def _array(value: Any) -> _Node:
-    impl = ""
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        impl = str(jax.random.key_impl(value))
-    try:
-        array = raw(value)
-    except Exception as error:
-        raise _Unknown(f"an array of shape {value.shape} that cannot be fetched ({error})") from None
-    label = ("array", str(array.dtype), str(array.shape), impl)
-    if array.dtype.hasobject or array.dtype.kind == "T":
-        return _Node(label, [(f".flat[{i}]", item) for i, item in enumerate(array.ravel().tolist())])
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return _Node((*label, hashlib.sha256(flat.view(np.uint8) if flat.size else b"").digest()))
-
-
-def _container(value: Any) -> _Node:
-    kind = type(value)
-    if kind in UNORDERED:
-        return _Node((kind.__name__,), [("{…}", item) for item in value], ordered=False)
-    if isinstance(value, dict):
-        pairs = [(part, item) for key, item in value.items() for part, item in (("{…}", key), (f"[{key!r:.40}]", item))]
-        return _Node((kind.__name__,), pairs)
-    parts = [(f"[{i}]", item) for i, item in enumerate(value)]
-    return _Node((kind.__name__,), parts if kind in ORDERED else [(".__class__", kind), *parts])
-
-
-def _named(value: Any) -> _Node | None:
-    """Of what an installed package gives by a name: the name and the package's version."""
-    if "__qualname__" in getattr(value, "__dict__", ()) and not isinstance(value, type):
-        module, name = value.__dict__.get("__module__"), value.__dict__["__qualname__"]
-    elif any("__qualname__" in vars(base) for base in type(value).__mro__):
-        module, name = getattr(value, "__module__", None), value.__qualname__
-    else:
-        return None
-    version = _version(module) if isinstance(module, str) else None
-    if version is None or not isinstance(name, str):
-        return None
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return _Node(("named", module, name, version)) if found is value else None
-
-
-def _module(value: Any) -> _Node:
-    if isinstance(value, _Used):
-        known = vars(value.module)
-        parts = [(f".{name}", _seen(known[name], value.names)) for name in sorted(value.names & known.keys())]
-        return _Node(("module", value.module.__name__), parts)
-    return _Node(("module", value.__name__, _version(value.__name__) or ""))
-
-
-def _seen(value: Any, names: frozenset[str]) -> Any:
-    """What code that knows some names can reach of a value: of the user's modules, the attributes of these names."""
-    mine = isinstance(value, types.ModuleType) and _version(value.__name__) is None
-    return _Used(value, names) if mine else value
-
-
-def _code(value: types.CodeType) -> _Node:
-    arguments = value.co_argcount + value.co_kwonlyargcount
-    label = (
-        "code",
-        value.co_code,
-        getattr(value, "co_exceptiontable", b""),
-        repr((value.co_names, value.co_varnames[:arguments], value.co_freevars, value.co_cellvars)),
-        repr((value.co_flags, value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount)),
-    )
-    return _Node(label, [(" constant", constant) for constant in value.co_consts])
-
-
-class _Names(NamedTuple):
-    """What some code, with the code in it, reads of globals, assigns to, and names at all."""
-
-    globals: tuple[str, ...]
-    assigned: frozenset[str]
-    all: frozenset[str]
-
-
-@functools.lru_cache(maxsize=4096)
-def _names(code: types.CodeType) -> _Names:
-    globals_: set[str] = set()
-    assigned: set[str] = set()
-    named: set[str] = set()
-    codes = [code]
-    for part in codes:  # which grows
-        codes.extend(constant for constant in part.co_consts if isinstance(constant, types.CodeType))
-        named.update(part.co_names)
-        for instruction in dis.get_instructions(part):
-            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
-                globals_.add(instruction.argval)
-            elif instruction.opname in ("STORE_GLOBAL", "STORE_DEREF"):
-                assigned.add(instruction.argval)
-    return _Names(tuple(sorted(globals_)), frozenset(assigned), frozenset(named))
-
-
-def _function(value: Any, run_id: str | None) -> _Node:
-    while _is_checker(value):
-        value = value.__wrapped__
-    code, home = value.__code__, str(value.__globals__.get("__name__"))
-    version = _version(home)
-    if version is None and run_id is not None:
-        return _Node(("function", value.__module__ or "", value.__qualname__, run_id))
-    names = _names(code)
-    parts = [("", code), (".__defaults__", value.__defaults__), (".__kwdefaults__", value.__kwdefaults__)]
-    for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
-        parts.append((f" closure {name}", _settled(name, _content(cell), names)))
-    parts += [(f".{name}", item) for name, item in sorted(vars(value).items()) if not name.startswith("__")]
-    if version is None:
-        builtins = value.__globals__.get("__builtins__", {})
-        builtins = vars(builtins) if isinstance(builtins, types.ModuleType) else builtins
-        for name in names.globals:
-            found = value.__globals__.get(name, builtins.get(name, NotImplemented))
-            parts.append((f" global {name}", _settled(name, _seen(found, names.all), names)))
-    return _Node(("function", version or "", "" if version is None else home), parts)
-
-
-def _is_checker(value: Any) -> bool:
-    """Whether a function only looks at the arguments and results of another."""
-    home = str(value.__globals__.get("__name__")).partition(".")[0]
-    checks = home in CHECKERS or value.__code__.co_filename.startswith("<@beartype")
-    return checks and isinstance(getattr(value, "__wrapped__", None), types.FunctionType)
-
-
-def _settled(name: str, value: Any, names: _Names) -> Any:
-    """A number that a function assigns to itself may be whole before its first call and floating after (Optax)."""
-    return float(value) if name in names.assigned and type(value) is int and abs(value) < 2**53 else value
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not assigned yet
-        return NotImplemented
-
-
-def _class(value: type, run_id: str | None) -> _Node:
-    label = ("class", value.__module__, value.__qualname__)
-    if run_id is not None:
-        return _Node((*label, run_id))
-    if issubclass(value, enum.Enum):
-        told = {name: member._value_ for name, member in value.__members__.items()}
-        written = (types.FunctionType, property, classmethod, staticmethod)
-        told |= {name: item for name, item in vars(value).items() if isinstance(item, written)}
-    else:
-        told = {name: item for name, item in vars(value).items() if name not in UNTOLD and not _generated(item)}
-    parts = _attributes(told)
-    names = tuple(name for name, _ in parts)
-    return _Node((*label, *names), [(".__bases__", value.__bases__), (".__class__", type(value)), *parts])
-
-
-def _generated(item: Any) -> bool:
-    """Whether a method was written by `dataclass` or `namedtuple`."""
-    code = getattr(item, "__code__", None)
-    return code is not None and code.co_filename.startswith(("<string>", "namedtuple_"))
-
-
-def _callable(value: Any) -> _Node | None:
-    """What can be called and is written in C, by whom it calls."""
-    if isinstance(value, types.MethodType):
-        return _Node(("method",), [(".__func__", value.__func__), (".__self__", value.__self__)])
-    if isinstance(value, functools.partial):
-        parts = [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
-        return _Node(("partial",), [(f".{name}", item) for name, item in [("__class__", type(value)), *parts]])
-    if isinstance(value, (classmethod, staticmethod)):
-        return _Node((type(value).__name__,), [("", value.__func__)])
-    if isinstance(value, property):
-        return _Node(("property",), [(".fget", value.fget), (".fset", value.fset), (".fdel", value.fdel)])
-    if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
-        if value.__self__ is None or isinstance(value, type):
-            raise _Unknown(f"the built-in function {value.__name__}, which no module gives")
-        return _Node(("built-in", value.__name__), [(".__self__", value.__self__)])
-    if isinstance(value, METHODS_IN_C):
-        return _Node(("built-in", value.__name__), [(".__objclass__", value.__objclass__)])
-    if isinstance(value, SLOTS):
-        return _Node(("slot", value.__name__))
-    if isinstance(value, types.MappingProxyType):
-        return _Node(("mappingproxy",), [("", dict(value))])
-    if isinstance(value, types.CellType):
-        return _Node(("cell",), [("", _content(value))])
-    if type(value).__name__ in FASTER and hasattr(value, "__wrapped__"):
-        return _Node(("compiled", type(value).__name__), [("", value.__wrapped__)])
-    return None
-
-
-def _network(value: Any) -> _Node | None:
-    """Modules of Flax and tensors of PyTorch, which hold more than what they are."""
-    kind = type(value)
-    nnx, linen, torch = (sys.modules.get(name) for name in ("flax.nnx", "flax.linen", "torch"))
-    if nnx is not None and isinstance(value, nnx.Variable):
-        parts = [("type", kind), ("value", value.get_raw_value()), ("metadata", value.get_metadata())]
-        return _Node(("variable",), [(f".{name}", item) for name, item in parts])
-    if nnx is not None and isinstance(value, nnx.Module):
-        graph, state = nnx.split(value)
-        return _Node(("nnx",), [(" graph", graph), (" leaves", jax.tree.leaves(state))])
-    if linen is not None and isinstance(value, linen.Module):
-        names = [field.name for field in dataclasses.fields(value) if field.name != "parent"]
-        return _Node(("linen",), [(".__class__", kind), *((f".{name}", getattr(value, name, None)) for name in names)])
-    if torch is not None and isinstance(value, torch.Tensor):
-        found = value.detach().cpu().contiguous().reshape(-1)
-        about = (str(value.dtype), tuple(value.shape), value.requires_grad)
-        return _Node(("torch",), [("", about), ("", found.view(torch.uint8).numpy() if found.numel() else None)])
-    return None
-
-
-def _attributes(told: dict[str, Any], *, but: Iterable[str] = ()) -> list[tuple[str, Any]]:
-    """Attributes in the order of their names."""
-    return [(f".{name}", told[name]) for name in sorted(told.keys() - set(but))]
-
-
-def _computed(kind: type) -> set[str]:
-    """Attributes that are computed from others and then kept."""
-    members = [member for base in kind.__mro__ for member in vars(base).items()]
-    return {name for name, item in members if isinstance(item, functools.cached_property)}
-
-
-def _object(value: Any) -> _Node:
-    """Any other object, by what pickle would write of it."""
-    kind = type(value)
-    reduced = value.__reduce_ex__(4)
-    if isinstance(reduced, str):
-        return _Node(("global", reduced), [(".__class__", kind)])
-    make, arguments, *rest = reduced
-    state, items, pairs = [*rest, None, None, None][:3]
-    if isinstance(state, dict) and all(isinstance(name, str) for name in state):
-        attributes = _attributes(state, but=_computed(kind))
-    else:
-        attributes = [("", state)]
-    parts = [(".__class__", kind), ("", make), ("", arguments)]
-    parts += [("", None if items is None else list(items)), ("", None if pairs is None else list(pairs)), *attributes]
-    return _Node(("object", *(name for name, _ in attributes)), parts)
-
-
-SITE = ("site-packages", "dist-packages")
-
-
-@functools.cache
-def _version(module: str) -> str | None:
-    """The version of the installed package that a module belongs to; None of the user's own."""
-    top = module.partition(".")[0]
-    if top == "jaxrobust":
-        return str(getattr(sys.modules.get(top), "__version__", ""))
-    if top == "__main__":  # wherever the program lies that runs it
-        return None
-    if top in sys.builtin_module_names:
-        return platform.python_version()
-    found = sys.modules.get(top)
-    places = [getattr(found, "__file__", None), *list(getattr(found, "__path__", []))]
-    folders = [pathlib.Path(place) for place in places if place]
-    if any(name in folder.parts for folder in folders for name in SITE):
-        try:
-            return importlib.metadata.version(top)
-        except importlib.metadata.PackageNotFoundError:
-            return str(getattr(found, "__version__", ""))
-    library = pathlib.Path(sysconfig.get_paths()["stdlib"])
-    frozen = getattr(getattr(found, "__spec__", None), "origin", None) in ("frozen", "built-in")
-    return platform.python_version() if frozen or any(library in folder.parents for folder in folders) else None
+def _key(value: Any) -> Any:
+    return value.key if isinstance(value, Used) else id(value)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust._identity import identity as identity
-from jaxrobust._identity import raw as raw
+from jaxrobust._taken_apart import raw as raw
 
 
 def describe(value: Any) -> Any:

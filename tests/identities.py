@@ -29,6 +29,10 @@ class Colour(enum.Enum):
     BLUE = 2
 
 
+class Names(frozenset):
+    """A set with a class of its own."""
+
+
 class Scaled:
     """An object that is called by a method."""
 
@@ -162,7 +166,13 @@ def others():
         "chain of optax": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9)),
         "functions": lambda: [even, odd, uses_globals, custom(1.0), jax.jit(closure(1)), jax.grad(closure(2.0))],
         "objects": lambda: [Scaled(2.0), Scaled(2.0).apply, Colour.RED, Net, wired("relu"), np.random.default_rng(3)],
-        "containers": lambda: [{"a", "b", "c"}, frozenset("xyz"), {"b": 1, "a": 2}, (1, [2.0, (3j, b"4")])],
+        "containers": lambda: [
+            {"a", "b", "c"},
+            frozenset("xyz"),
+            Names("pqr"),
+            {"b": 1, "a": 2},
+            (1, [2.0, (3j, b"4")]),
+        ],
         "keys": lambda: [jax.random.key(1), jax.random.key(1, impl="rbg"), jnp.float32, np.dtype("int8")],
     }
 
@@ -209,6 +219,7 @@ def pairs():
         "numpy bool": (np.True_, np.False_),
         "bytes": (b"a", b"b"),
         "set": ({1, 2}, {1, 3}),
+        "subclass of a set": (Names("ab"), {"a", "b"}),
         "complex": (1 + 1j, 1 + 2j),
         "zero": (0.0, -0.0),
         "nan": (float("nan"), None),

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxrobust import attacks, sets
 from jaxrobust._store import identity
 from jaxrobust.data import augment
 from jaxrobust.types import Classifier
@@ -179,6 +180,23 @@ UNREADABLE = {
     "file": lambda: pathlib.Path(os.devnull).open(),  # noqa: SIM115
     "thread": threading.Thread,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Ball:
+    """A set of the user's own."""
+
+    radius: float
+    loss: object = None
+
+
+def test_with_a_run_id_numbers_still_count():
+    def balls(radius):
+        return identity(attacks.pgd(sets.Linf(radius)), run_id="mine"), identity(Ball(radius, max), run_id="mine")
+
+    assert balls(0.1) == balls(0.1)
+    assert not set(balls(0.1)) & set(balls(0.2))
+    assert identity(Ball(0.1, lambda x: x), run_id="mine") == identity(Ball(0.1, lambda x: -x), run_id="mine")
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
