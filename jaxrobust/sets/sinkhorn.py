@@ -114,7 +114,7 @@ class WassersteinSinkhorn(_Entropic):
 
     def distance(self, x: Image, theta: Plan, other: Plan) -> Scalar:
         """The cost of all that the two plans move differently, <C, |Π − Π'|>/Σx."""
-        return self._cost(x, jnp.abs(theta - other))
+        return self._cost(x, theta - other)
 
 
 @pytree("radius")
