@@ -179,22 +179,23 @@ def _named(attacks: Attack | Sequence[Attack] | Mapping[str, Attack]) -> dict[st
     for place, attack in places:
         if not isinstance(attack, Attack):
             raise TypeError(f"attacks[{place!r}] must be an Attack; got {attack!r}")
-        name = place if isinstance(attacks, Mapping) else f"{type(attack).__name__}-{type(attack.set).__name__}".lower()
-        _file_name(name)
+        own = f"{type(attack).__name__}-{type(attack.set).__name__}".lower()
+        name = _file_name(place if isinstance(attacks, Mapping) else own)
         if name in named:
             raise ValueError(f"attacks of one kind need names, pass a dictionary; got {name!r} again")
         named[name] = attack
     return named
 
 
-def _file_name(name: Any) -> None:
-    """Refuse, before anything is computed, the name of an attack whose progress no file could hold."""
+def _file_name(name: Any) -> str:
+    """The name of an attack, refused before anything is computed if no file for its progress could be called so."""
     if not isinstance(name, str) or not name or not name.isprintable() or any(c in name for c in "/\\"):
         raise ValueError(f"attacks must have names that can name a file; got {name!r}")
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(f"attacks must have names of at most {LONGEST_NAME} bytes; got {len(name.encode())}: {name!r}")
     if name.casefold() in RESERVED_NAMES:
         raise ValueError(f"attacks must not be named as a run's own files, {RESERVED_NAMES}; got {name!r}")
+    return name
 
 
 def curve(

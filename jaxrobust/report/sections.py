@@ -208,7 +208,9 @@ def pictures(run: Run) -> dict[str, Any] | None:
     clean, labels = stored["clean"], stored["label"]
     shown = min(_PICTURES, len(clean))
     places = range(len(run.names))
-    found = [name for name in run.attacks if any(run.picture("images", place, attack=name) is not None for place in places)]
+    found = [
+        name for name in run.attacks if any(run.picture("images", place, attack=name) is not None for place in places)
+    ]
     factors = {name: _factor(run, name, clean[:shown]) for name in found}
     classes = run.results["data"].get("class_names")
     blocks = []

@@ -156,7 +156,7 @@ def test_an_evaluation_saved_by_itself_says_what_its_pictures_became(evaluations
 
 
 def test_pictures_of_models_whose_names_hold_others_are_kept_apart(evaluations, tmp_path):
-    """ "cnn" under "linf/images" and "cnn/linf" without an attack; names of attacks hold no slash, of models they may."""
+    """Images of "cnn" under "linf", and what "cnn/linf" says without an attack, had one name."""
     twins = [
         dataclasses.replace(evaluations[0], name="cnn"),
         dataclasses.replace(evaluations[1], name="cnn/linf"),
