@@ -287,11 +287,11 @@ def _radius(left: np.ndarray) -> Check:
     accuracy = left.mean(1)
     rises = any(_ahead(larger, smaller) for smaller, larger in itertools.pairwise(left))
     rise = float(np.diff(accuracy).max())
-    fall = float(accuracy[0] - accuracy.min())
+    clean, fall = float(accuracy[0]), float(accuracy[0] - accuracy.min())
     verdict = (
         f"accuracy falls by {_percent(fall)} over the radii, rises by at most {_percent(max(rise, 0.0))} on the way"
     )
-    return Check("radius", rises or fall <= 0 < accuracy[0], verdict, {"largest_rise": rise, "fall": fall})
+    return Check("radius", rises or fall <= 0 < clean, verdict, {"largest_rise": rise, "fall": fall})
 
 
 def _loss(model: Classifier, images: np.ndarray, labels: np.ndarray, attack: Attack, key: Key) -> Check:
