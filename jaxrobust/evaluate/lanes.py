@@ -54,10 +54,18 @@ class LaneCounts:
 
 @dataclasses.dataclass(frozen=True)
 class LaneResult:
-    """The result, in NumPy arrays since a data set need not fit on a device, and what it cost."""
+    """The result, in NumPy arrays since a data set need not fit on a device, what it cost, and what the model says.
+
+    Args:
+        result: of the attack.
+        counts: what it cost.
+        prediction: (N,) the class of the point that is returned: of one that was claimed as a success by the fresh
+            forward pass that confirms it, else of the clean image.
+    """
 
     result: AttackResult
     counts: LaneCounts
+    prediction: np.ndarray
 
 
 def run_lanes(
@@ -135,12 +143,13 @@ def run_lanes(
                 job.save(path, job.seconds + saving - began)
                 saved = time.perf_counter()
                 pause = max(SAVE_EVERY, (saved - saving) / SAVE_SHARE)
-    result = job.conclude()
+    result, prediction = job.conclude()
     seconds = job.seconds + (time.perf_counter() - began if ran else 0.0)
     if path is not None and (ran or not path.exists()):
         job.save(path, seconds)
     needed = int(job.best["forwards"].sum()) // attack.queries
-    return LaneResult(result, LaneCounts(executed=job.executed, needed=needed, seconds=seconds))
+    counts = LaneCounts(executed=job.executed, needed=needed, seconds=seconds)
+    return LaneResult(result, counts, prediction)
 
 
 def check(
@@ -338,8 +347,8 @@ class _Run:
         found = self.programs.harvest(self.there.attack, states, pad(slots, self.chunk), known, stop=self.stop)
         return {name: values[: len(slots)] for name, values in jax.device_get(found).items()}
 
-    def conclude(self) -> AttackResult:
-        """Success confirmed by a fresh forward pass, as in `attacks.run`."""
+    def conclude(self) -> tuple[AttackResult, np.ndarray]:
+        """Success confirmed by a fresh forward pass, as in `attacks.run`, and the classes that it saw."""
         best = self.best
         claimed = np.flatnonzero(best["success"])
         logits = self.logits.copy()
@@ -347,7 +356,7 @@ class _Run:
             logits[claimed] = predict(self.there.model, best["image"][claimed], batch_size=self.batch)
         confirmed = best["success"] & np.asarray(met(self.goal, logits))
         booked = (best["success"], confirmed, best["non_finite"], best["forwards"])
-        return AttackResult(
+        result = AttackResult(
             images=best["image"],
             success=confirmed,
             loss=best["loss"],
@@ -356,6 +365,7 @@ class _Run:
             backwards=best["backwards"],
             code=engine.verdict(*booked, where=np.where),
         )
+        return result, logits.argmax(-1)
 
     @functools.cached_property
     def _fingerprint(self) -> str:

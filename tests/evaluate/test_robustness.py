@@ -188,7 +188,7 @@ def test_nobody_is_left(data):
     np.testing.assert_array_equal(first.outcome, second.outcome)
     assert not second.forwards.any()
     assert second.counts == LaneCounts(0, 0, 0.0)
-    assert "0.0 [0.0, " in str(found)
+    assert "0.0 [ 0.0, " in str(found)
     wrong = robustness(classifier(), (images, (labels + 1) % 4), STRONG, key=jax.random.key(0), only_survivors=True)
     assert not (wrong.outcomes["pgd-linf"].outcome == ROBUST)[: len(labels) - 5].any()
 
@@ -263,6 +263,8 @@ def test_the_table_is_readable(report):
     assert [line.split()[0] for line in lines[1:]] == ["clean", "weak", "strong", "worst"]
     brackets = {line.index("[") for line in lines[1:]}
     assert len(brackets) == 1
+    extremes = str(evaluation({"all": outcome([0, 0, 0]), "none": outcome([1, 1, 1])})).splitlines()[1:]
+    assert len({tuple(line.index(mark) for mark in "[,]") for line in extremes}) == 1
     assert f"{100 * report.clean.accuracy:.1f} [" in lines[1]
     assert "gradient ascent in Linf(0.01), 5 steps, cross-entropy, " in lines[2]
     assert max(map(len, lines)) < 120
@@ -280,6 +282,9 @@ BAD = {
     "two of a kind": ({"attacks": [WEAK, STRONG]}, ValueError, "attacks of one kind need names.*'pgd-linf' again"),
     "an empty name": ({"attacks": {"": WEAK}}, ValueError, "attacks must have names that can name a file; got ''"),
     "a name that is a path": ({"attacks": {"../up": WEAK}}, ValueError, "can name a file; got '../up'"),
+    "a name of two lines": ({"attacks": {"a\nb": WEAK}}, ValueError, r"can name a file; got 'a\\nb'"),
+    "a long name": ({"attacks": {"é" * 101: WEAK}}, ValueError, "names of at most 200 bytes; got 202"),
+    "a name of the run's": ({"attacks": {"pictures": WEAK}}, ValueError, "must not be named as a run's own files"),
     "one array": ({"data": np.zeros((2, *SHAPE), np.float32)}, TypeError, "data must be a pair.*ndarray"),
     "three arrays": ({"data": ([], [], [])}, TypeError, "data must be a pair of images and labels; got tuple"),
     "an image alone": ({"data": (np.zeros(SHAPE, np.float32), np.zeros(1, int))}, ValueError, r"images\[None\]"),
