@@ -238,6 +238,7 @@ def _projected(set: Any, v: Image) -> Image:
 
 def _images(images: Any) -> np.ndarray:
     _checks.image_shape(images)
+    images = _checks.widened(images)
     _checks.image_values(images)
     return np.clip(np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype)), 0, 1)
 
