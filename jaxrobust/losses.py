@@ -25,6 +25,7 @@ __all__ = [
     "dlr",
     "followed",
     "kl_divergence",
+    "log_cross_entropy",
     "log_odds",
     "margin",
     "targeted_cross_entropy",
@@ -99,6 +100,25 @@ def cross_entropy(logits: Logits, label: Label) -> Scalar:
     """
     _one_example("cross_entropy", logits, label)
     return jax.nn.softplus(log_odds(logits, label))
+
+
+def log_cross_entropy(logits: Logits, label: Label) -> Scalar:
+    """log ℓ of the cross-entropy ℓ: like its log-odds it does not saturate, and Σ ℓ_i rises along log Σ exp(log ℓ_i).
+
+    Args:
+        logits: (K,), K ≥ 2.
+        label: the class y, integer in [0, K).
+
+    Returns:
+        Any number.
+
+    Raises:
+        ValueError: logits or labels of a batch.
+    """
+    _one_example("log_cross_entropy", logits, label)
+    odds = log_odds(logits, label)
+    small = odds < -15  # where softplus(u) is exp(u) to rounding
+    return jnp.where(small, odds, jnp.log(jax.nn.softplus(jnp.where(small, 0, odds))))
 
 
 def targeted_cross_entropy(logits: Logits, target: Label) -> Scalar:
@@ -177,7 +197,9 @@ def targeted_margin(logits: Logits, target: Label, *, confidence: float = jnp.in
 def _ratio(gap: Scalar, spread: Scalar) -> Scalar:
     """gap/spread for spread ≥ 0, kept finite by the gap's own scale, so that it is the same at any scale of logits."""
     spread = jnp.maximum(spread, lax.stop_gradient(1e-12 * jnp.abs(gap)))
-    return gap / jnp.where(spread > 0, spread, 1)
+    spread = jnp.where(spread > 0, spread, 1)
+    unit = lax.stop_gradient(spread)  # else the square of the spread, in the gradient, could leave the floats' range
+    return (gap / unit) / (spread / unit)
 
 
 def dlr(logits: Logits, label: Label, *, k: int = 1) -> Scalar:
