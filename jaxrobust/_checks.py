@@ -83,7 +83,7 @@ def image_shape(images: Any) -> None:
 
 
 def widened(images: Any) -> Any:
-    """Images of less than 32 bits as float32, in which all attacks run: a step in float16 may end outside of its set."""
+    """Images of less than 32 bits as float32, in which attacks run: steps in float16 may end outside of the set."""
     narrow = jnp.issubdtype(images.dtype, jnp.floating) and images.dtype.itemsize < 4
     return images.astype(np.float32) if narrow else images
 

@@ -55,9 +55,7 @@ def found(name):
     return attack, [attacks.run(attack, model, images, labels, key=KEY, check=False) for model in models]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in DEFAULT else pytest.mark.slow) for n in NAMES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in DEFAULT else pytest.mark.slow) for n in NAMES])
 def test_every_attack_finds_as_much_at_every_scale(name):
     attack, results = found(name)
     small, one, large = (np.asarray(result.success).mean() for result in results)
