@@ -63,7 +63,7 @@ def test_every_attack_finds_as_much_at_every_scale(name):
         # at a small scale cross-entropy leans to all other classes alike, at a large one to the nearest alone
         assert max(abs(small - one), abs(large - one)) <= 0.15
     else:
-        assert max(abs(small - one), abs(large - one)) <= 0.05
+        assert max(abs(small - one), abs(large - one)) <= 0.06
     if attack.minimum_norm:
         small, one, large = (np.median(np.asarray(result.size)[:-1]) for result in results)
         np.testing.assert_allclose([small, large], one, rtol=0.1)
