@@ -73,13 +73,19 @@ def image_shape(images: Any) -> None:
     """Rank, dtype and batch size of images."""
     if not hasattr(images, "dtype") or not hasattr(images, "shape"):
         raise TypeError(f"images must be an array; got {type(images).__name__}")
-    if not np.issubdtype(images.dtype, np.floating):
+    if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"images must be floating point in [0, 1]; got dtype {images.dtype} (divide uint8 by 255)")
     if images.ndim != 4:
         hint = "; add the batch axis: images[None]" if images.ndim == 3 else ""
         raise ValueError(f"images must have shape (N, H, W, C); got {tuple(images.shape)}{hint}")
     if 0 in images.shape:
         raise ValueError(f"images must hold at least one image and pixel; got shape {tuple(images.shape)}")
+
+
+def widened(images: Any) -> Any:
+    """Images of less than 32 bits as float32, in which attacks run: steps in float16 may end outside of the set."""
+    narrow = jnp.issubdtype(images.dtype, jnp.floating) and images.dtype.itemsize < 4
+    return images.astype(np.float32) if narrow else images
 
 
 def image_values(images: Any) -> None:
@@ -140,6 +146,14 @@ def label_values(goal: Criterion, classes: int) -> None:
                 f"{name}s must lie in [0, {classes}), the model's classes; got values in "
                 f"[{int(labels.min())}, {int(labels.max())}]"
             )
+    named = dict(_classes(goal))
+    if len(named) == 2:
+        same = int((np.asarray(named["label"]) == np.asarray(named["target"])).sum())
+        if same:
+            raise ValueError(
+                f"targets must be other classes than the labels; got {same} of {np.size(named['label'])} images whose "
+                "target is their own label, which would count as successes without an attack"
+            )
     for part in _parts(goal):
         if isinstance(part, Confident):
             number("probability", np.asarray(part.probability), high=1.0)
@@ -154,8 +168,10 @@ def logits_shape(model: Any, images: Any) -> int:
         hint = ""
         if shape[1] > shape[3] and shape[1] == shape[2]:
             hint = f" A model that wants NCHW, here {(shape[0], shape[3], *shape[1:3])}, needs a transpose inside."
+        if "float16" in str(error):  # or bfloat16
+            hint += f" Images come as {images.dtype}: a model of narrower weights must cast them inside."
         raise ValueError(f"the model failed on images of shape {shape} (NHWC).{hint} Its own error: {error}") from error
-    if not hasattr(out, "shape") or not np.issubdtype(out.dtype, np.floating):
+    if not hasattr(out, "shape") or not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(f"the model must return floating logits (N, K); got {out}")
     if len(out.shape) != 2 or out.shape[0] != shape[0]:
         raise ValueError(f"the model must return logits of shape ({shape[0]}, K); got {tuple(out.shape)}")

@@ -107,7 +107,8 @@ class Code(IntEnum):
 class Classifier:
     """What is attacked: a pure function from images to logits, and its parameters.
 
-    Images are NHWC float32 in [0, 1]; normalisation belongs inside `apply`. The parameters are the only traced
+    Images are NHWC float32 in [0, 1]; normalisation belongs inside `apply`, and so does a cast to a narrower type such
+    as bfloat16. The parameters are the only traced
     part, so two classifiers of one architecture share one compilation.
 
     Args:
@@ -135,8 +136,8 @@ class Classifier:
         return id(self)
 
     def __call__(self, images: Any) -> Any:
-        """Logits (N, K) of images (N, H, W, C)."""
-        return self.apply(self.params, images)
+        """Logits (N, K) of images (N, H, W, C), in the images' own precision, and at least in float32."""
+        return _as_precise(self.apply(self.params, images), images)
 
     @staticmethod
     def from_function(function: Callable[..., Any], params: Any = None) -> Classifier:
@@ -184,6 +185,15 @@ class Classifier:
         from jaxrobust.models.adapters import from_linen
 
         return from_linen(module, variables, **kwargs)
+
+
+def _as_precise(logits: Any, images: Any) -> Any:
+    """Logits in the precision of the images, float32 or float64, so that whoever compares both has one type."""
+    given, wanted = (getattr(values, "dtype", None) for values in (logits, images))
+    if given is None or wanted is None or not all(jnp.issubdtype(t, jnp.floating) for t in (given, wanted)):
+        return logits
+    wanted = jax.dtypes.canonicalize_dtype(wanted) if jnp.finfo(wanted).bits > 16 else jnp.float32
+    return logits if given == wanted else logits.astype(wanted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +247,8 @@ class Targeted(Criterion):
 
     Args:
         target: target labels, integer, () or (N,).
-        label: true labels, same shape, or None; only losses that compare the two need them.
+        label: true labels, same shape, or None; only losses that compare the two need them. Where they are given and
+            can be looked at, attacks refuse a target that is its image's own label.
     """
 
     target: Any

@@ -198,7 +198,7 @@ def run(
     Args:
         attack: such as `attacks.pgd(sets.Linf(8 / 255))`.
         model: the classifier.
-        images: (N, H, W, C) floating point in [0, 1].
+        images: (N, H, W, C) floating point in [0, 1]; of less than 32 bits they are attacked, and returned, in float32.
         labels: (N,) true labels, integer; or a criterion: `Targeted`, `TopK`, `Confident`, `Towards`.
         key: makes all randomness; example i uses fold_in(key, indices[i]).
         indices: (N,) integers, the examples' places in their data set; by default 0 … N−1. With them a result does
@@ -224,6 +224,7 @@ def run(
     check_attack(attack)
     _checks.key(key)
     _checks.image_shape(images)
+    images = _checks.widened(images)
     goal = _checks.criterion(labels, images)
     classes = _checks.logits_shape(model, images)
     traced = _checks.is_traced(attack, model, images, goal, key)
@@ -295,6 +296,7 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
         (asks, N) losses; an example that is misclassified from the start keeps its clean loss.
     """
     _checks.image_shape(images)
+    images = _checks.widened(images)
     goal = jax.tree.map(jnp.asarray, _checks.criterion(labels, images))
     keys = example_keys(key, jnp.arange(images.shape[0]))
     attack, images = attack.bound_to(model), jnp.asarray(images)

@@ -124,7 +124,7 @@ def predict(model: Classifier | HostModel, images: Any, *, batch_size: int = 128
     _checks.count("batch_size", batch_size)
     pieces = []
     for start in range(0, len(images), batch_size):
-        piece = np.asarray(images[start : start + batch_size])
+        piece = _checks.widened(np.asarray(images[start : start + batch_size]))
         if isinstance(model, HostModel):
             pieces.append(model(piece))
             continue

@@ -119,6 +119,7 @@ def run_lanes(
     if logits is not None and np.shape(logits) != (len(images), classes):
         raise ValueError(f"logits must have shape {(len(images), classes)}; got {np.shape(logits)}")
     goal = jax.tree.map(np.asarray, _checks.criterion(labels, images))
+    images = _checks.widened(images)
     images = np.clip(np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype)), 0, 1)
     model = jax.device_put(model, everywhere)
     if logits is None:
@@ -176,6 +177,7 @@ def check(
     engine.check_attack(attack)
     _checks.key(key)
     _checks.image_shape(images)
+    images = _checks.widened(images)
     goal = _checks.criterion(labels, images)
     if indices is None:
         indices = np.arange(len(images))

@@ -164,7 +164,7 @@ def _outcome(
 def _pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(data, np.ndarray) or not hasattr(data, "__iter__") or len(parts := tuple(data)) != 2:
         raise TypeError(f"data must be a pair of images and labels; got {type(data).__name__}")
-    return np.asarray(parts[0]), np.asarray(parts[1])
+    return _checks.widened(np.asarray(parts[0])), np.asarray(parts[1])
 
 
 def _named(attacks: Attack | Sequence[Attack] | Mapping[str, Attack]) -> dict[str, Attack]:
