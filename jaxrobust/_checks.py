@@ -12,7 +12,6 @@ import numpy as np
 from jaxrobust import _compile
 from jaxrobust.types import Confident, Criterion, Misclassified, Number, Towards
 
-
 # how far apart, in spreads of the logits, one image's logits may be in two batches
 APART = 1e-2
 

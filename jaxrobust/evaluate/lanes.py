@@ -407,9 +407,7 @@ class _Run:
         """Lanes that all hold a copy of the first of some states: a state of zeros might be one no attack knows."""
         return self.programs.fill(np.zeros(self.width, np.int32), new)
 
-    def _best(
-        self, states: Any, rows: np.ndarray, slots: np.ndarray, chunk: int, known: Books | None = None
-    ) -> Books:
+    def _best(self, states: Any, rows: np.ndarray, slots: np.ndarray, chunk: int, known: Books | None = None) -> Books:
         """What the lanes `slots` have booked for the examples `rows`, at most a chunk."""
         images = self.images[pad(rows, chunk)]
         found = self.programs.harvest(self.there.attack, states, pad(slots, chunk), images, known, stop=self.stop)
