@@ -176,8 +176,8 @@ def transfer(
     _checks.image_shape(images)
     _checks.label_shape("labels", labels, images)
     logits, clean, success, points = {}, {}, {}, {}
-    for model in sources.values():
-        check(attack, model, images, labels, key=key)
+    for source in sources.values():
+        check(attack, source, images, labels, key=key)
     for name, model in {**targets, **sources}.items():
         logits[name] = clean_logits(model, images, batch_size=lanes)
         clean[name] = _right(logits[name], labels)

@@ -320,16 +320,16 @@ def test_what_annotations_exclude_is_refused_without_their_checker_too(changes, 
 def normalised_by_the_batch(params, images):
     """As BatchNorm in training mode."""
     hidden = images.reshape(len(images), -1) @ params["in"]
-    return jnp.tanh((hidden - hidden.mean(0)) / (hidden.std(0) + 1e-5)) @ params["out"]
+    return jnp.tanh((hidden - hidden.mean(0, keepdims=True)) / (hidden.std(0, keepdims=True) + 1e-5)) @ params["out"]
 
 
 def less_the_mean_image(params, images):
-    return network(params, images - images.mean(0))
+    return network(params, images - images.mean(0, keepdims=True))
 
 
 def noisy_by_place(params, images):
     """As dropout with a fixed key: the same again for the same batch."""
-    return network(params, images * jax.random.bernoulli(jax.random.key(0), 0.5, images.shape))
+    return network(params, jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, images.shape), images, 0))
 
 
 @pytest.mark.parametrize(

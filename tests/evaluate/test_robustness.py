@@ -514,8 +514,8 @@ def test_a_model_is_let_go_with_the_weights_it_closes_over(of_an_object, data):
 
 def test_memory_is_the_data_and_one_array_of_images_an_attack():
     rng = np.random.default_rng(0)
-    images = rng.uniform(size=(600, 32, 32, 3)).astype(np.float32)
-    model = Classifier(linear, (jnp.asarray(rng.normal(size=(32 * 32 * 3, 4)), jnp.float32) / 30, jnp.zeros(4)))
+    images = rng.uniform(size=(160, 64, 64, 3)).astype(np.float32)
+    model = Classifier(linear, (jnp.asarray(rng.normal(size=(64 * 64 * 3, 4)), jnp.float32) / 30, jnp.zeros(4)))
     labels = np.asarray(model(images)).argmax(-1)
     attack = attacks.fgsm(sets.Linf(1e-4))
     options = {"key": jax.random.key(0), **OPTIONS, "lanes": 16}
