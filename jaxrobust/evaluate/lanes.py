@@ -344,9 +344,11 @@ class _Run:
 
     def _narrow(self) -> None:
         """Moves the last examples to fewer lanes, where that spares more than it costs to compile."""
+        if self.queue:
+            return
         live = np.flatnonzero(self.lane_example >= 0)
         width = self.split * (1 << (-(-len(live) // self.split) - 1).bit_length())
-        if self.queue or 2 * width > self.width:
+        if 2 * width > self.width:
             return
         left = self.attack.asks - int(self.lane_age[live].min())
         if not self._pays((self.width - width) * left):

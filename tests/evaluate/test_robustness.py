@@ -512,6 +512,7 @@ def test_a_model_is_let_go_with_the_weights_it_closes_over(of_an_object, data):
     assert weights() is None
 
 
+@pytest.mark.slow
 def test_memory_is_the_data_and_one_array_of_images_an_attack():
     rng = np.random.default_rng(0)
     images = rng.uniform(size=(160, 64, 64, 3)).astype(np.float32)
