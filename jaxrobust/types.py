@@ -91,6 +91,7 @@ class Code(IntEnum):
     ALREADY = 1
     NON_FINITE = 2
     DISAGREED = 3
+    OUTSIDE = 4
 
     @property
     def message(self) -> str:
@@ -100,6 +101,7 @@ class Code(IntEnum):
             Code.ALREADY: "the clean image already met the criterion; it is returned unchanged",
             Code.NON_FINITE: "the model returned NaN or infinite logits; counted neither as robust nor as a success",
             Code.DISAGREED: "success was seen during the attack, but a fresh forward pass did not confirm it",
+            Code.OUTSIDE: "a success that its own set does not contain, or outside of [0, 1]; not counted as one",
         }[self]
 
 
@@ -405,7 +407,7 @@ class AttackResult:
     Args:
         images: (N, H, W, C), the best point found: one that meets the criterion before one that does not, then the
             highest loss. The clean image where nothing better was found.
-        success: (N,) bool, confirmed by a fresh forward pass on `images`.
+        success: (N,) bool, confirmed by a fresh forward pass on `images`, and by the set's own `contains`.
         loss: (N,) the attack's own loss at `images`.
         size: (N,) the perturbation's size, in the unit of the set's radius.
         forwards: (N,) int, images of this example that were classified for the attack's own purposes.

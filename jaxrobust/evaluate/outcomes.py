@@ -124,6 +124,7 @@ class AttackOutcome:
         found = {
             "with NaN or infinite logits": int((self.outcome == NON_FINITE).sum()),
             "successes not confirmed": int((self.code == Code.DISAGREED).sum()),
+            "successes outside of the set": int((self.code == Code.OUTSIDE).sum()),
         }
         return "".join(f"; {count} {what}" for what, count in found.items() if count)
 
@@ -143,6 +144,7 @@ class AttackOutcome:
             "steps_needed": self.counts.needed,
             "non_finite": int((self.outcome == NON_FINITE).sum()),
             "disagreed": int((self.code == Code.DISAGREED).sum()),
+            "outside": int((self.code == Code.OUTSIDE).sum()),
         }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, predict, replicated, run_lanes
+from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits, replicated, run_lanes
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
 from jaxrobust.types import Classifier, Code, Key, Number
 
@@ -81,21 +81,22 @@ def robustness(
         raise TypeError(f"trained_on must be a sequence of names; got the string {trained_on!r}")
     _checks.count("lanes", lanes)
     everywhere = replicated(devices)
-    for attack in named.values():
-        check(attack, model, images, labels, key=key)
+    for i, attack in enumerate(named.values()):
+        check(attack, model, images, labels, key=key, ask=i == 0)
     # placed here once, so that all forward passes share one program
     model = jax.device_put(model, everywhere)
-    logits = predict(model, images, batch_size=lanes)
+    logits = clean_logits(model, images, batch_size=lanes)
     fate, points, prediction = _clean_fate(logits, labels), images, logits.argmax(-1)
     outcomes = {}
     for attack_name, attack in named.items():
         rows = np.flatnonzero(fate == ROBUST) if only_survivors else np.arange(len(images))
+        among: Any = rows if len(rows) < len(images) else slice(None)  # of all, a view
         found = None
         if len(rows):
             found = run_lanes(
                 attack,
                 model,
-                images[rows],
+                images[among],
                 labels[rows],
                 key=jax.random.fold_in(key, binascii.crc32(attack_name.encode())),
                 indices=rows,
@@ -147,7 +148,7 @@ def _outcome(
         "size": np.zeros(count, points.dtype),
         "loss": np.full(count, np.nan, points.dtype),
         "code": np.full(count, Code.RAN, np.int32),
-        "images": points.copy(),
+        "images": points,
         "forwards": np.zeros(count, np.int32),
         "backwards": np.zeros(count, np.int32),
     }
@@ -155,7 +156,12 @@ def _outcome(
     if found is not None:
         prediction[rows] = found.prediction
         outcome["outcome"][rows] = _fate(fate[rows], found.result.success, found.result.code)
-        for name in outcome.keys() - {"outcome"}:
+        if len(rows) == count:
+            outcome["images"] = np.asarray(found.result.images, points.dtype)  # the lanes' own array
+        else:
+            outcome["images"] = points.copy()
+            outcome["images"][rows] = found.result.images
+        for name in outcome.keys() - {"outcome", "images"}:
             outcome[name][rows] = getattr(found.result, name)
     counts = found.counts if found else LaneCounts(0, 0, 0.0)
     return AttackOutcome(attack=attack, counts=counts, prediction=prediction, **outcome)
@@ -236,7 +242,7 @@ def curve(
     ladder = [attack.with_radius(radius) for radius in radii]
     check(ladder[0], model, images, labels, key=key)
     model = jax.device_put(model, everywhere)
-    logits = predict(model, images, batch_size=lanes)
+    logits = clean_logits(model, images, batch_size=lanes)
     fate = _clean_fate(logits, labels)
     accuracies = []
     for radius, rung in zip(radii, ladder, strict=True):
