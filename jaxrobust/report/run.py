@@ -42,6 +42,7 @@ LEGEND = {
     "steps_needed": "steps that the examples needed",
     "non_finite": "number of examples with outcome 3",
     "disagreed": "number of examples whose success a fresh forward pass did not confirm; they count as robust",
+    "outside": "number of examples whose success lies outside of the attack's own set; they count as robust",
     "radius": "of the attack's set, in its own unit",
     "radii": "where accuracy was measured, in the unit of the set's radius",
     "set": "the type of the attack's perturbation set",
