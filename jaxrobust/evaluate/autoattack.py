@@ -85,7 +85,7 @@ def autoattack(
             models: APGD by cross-entropy and by DLR on the mean of 20 draws.
         attacks: name -> attack, in the order in which they run, in place of a version; `norm` and `radius` then do not
             count.
-        **options: of `evaluate.robustness`, such as `lanes`, `save_dir` (a killed run goes on), `progress`;
+        **options: of `evaluate.robustness`, such as `lanes`, `save_dir` (a killed run goes on), `run_id`, `progress`;
             `early_stop` is False by default if one of the attacks is an `attacks.EOT`.
 
     Returns:

@@ -7,11 +7,12 @@ key, so its result is the same as from `attacks.run`, whatever else is in the la
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jaxrobust import _checks, _store
+from jaxrobust import _checks
 from jaxrobust._borrow import borrowed
 from jaxrobust.attacks import Attack, engine
+from jaxrobust.evaluate import _saved
 from jaxrobust.evaluate._programs import (
     Books,
     clean_logits,
@@ -96,6 +98,7 @@ def run_lanes(
     early_stop: bool = True,
     devices: Sequence[Any] | None = None,
     save: str | pathlib.Path | None = None,
+    run_id: str | None = None,
     progress: bool | str = False,
 ) -> LaneResult:
     """Attack a whole data set, as `attacks.run` would but without wasting a step; see this module's first lines.
@@ -112,9 +115,13 @@ def run_lanes(
             there are not so many, or where the last turn would else be mostly idle.
         early_stop: whether an example's first success frees its lane.
         devices: where to run; by default all local devices, the lanes split evenly among them.
-        save: a file to which finished examples and the lanes' state are saved from time to time; a run that finds the
-            file of a killed run of the same attack, model and data goes on from there, one that finds another's
-            raises.
+        save: a file to which finished examples and the lanes' state are saved, from time to time and whenever an
+            exception or Ctrl-C ends the run; a run that finds the file of an unfinished run of the same attack, model,
+            data and key goes on from there, one that finds another's raises. A model is known by its code, its
+            parameters and what it answers: a `HostModel` is asked about 16 more points for that.
+        run_id: a name of your own for the run, by which its file is known where functions or objects in the model or
+            the attack cannot be read (a connection, a lock), or change as they are used (a count of calls). All such
+            functions and objects of yours are then known by their names alone, and you vouch for them.
         progress: whether to show a progress bar, on standard error; a string is its label.
 
     Returns:
@@ -122,8 +129,33 @@ def run_lanes(
 
     Raises:
         TypeError: as `attacks.run`.
-        ValueError: as `attacks.run`, or the save file belongs to a different run or is damaged.
+        ValueError: as `attacks.run`, or the save file belongs to a different run or is damaged, or something in the
+            model or the attack cannot be identified and there is no `run_id`.
     """
+    known = None if save is None else _saved.of_model(model, run_id)
+    options: dict[str, Any] = {"lanes": lanes, "early_stop": early_stop, "devices": devices, "progress": progress}
+    options |= {"key": key, "indices": indices, "logits": logits, "save": save, "run_id": run_id}
+    return drive(attack, model, images, labels, known=known, **options)
+
+
+def drive(
+    attack: Attack,
+    model: Classifier | HostModel,
+    images: Any,
+    labels: Any,
+    *,
+    key: Key,
+    indices: Any,
+    logits: Any,
+    lanes: int,
+    early_stop: bool,
+    devices: Sequence[Any] | None,
+    save: str | pathlib.Path | None,
+    run_id: str | None,
+    progress: bool | str,
+    known: dict[str, str] | None,
+) -> LaneResult:
+    """`run_lanes`, for those who know already what the model is: `_saved.of_model` before it was first asked."""
     began = time.perf_counter()
     everywhere = replicated(devices)
     _checks.count("lanes", lanes)
@@ -140,12 +172,26 @@ def run_lanes(
         logits = clean_logits(model, images, batch_size=lanes)
     stop: engine.Stop = "success" if early_stop else "clean"
     job = _Run(attack, model, images, goal, key, indices, np.asarray(logits), lanes, stop, everywhere)
-    path = None if save is None else pathlib.Path(save)
-    if path is not None:
-        job.resume(path)
+    file = None if save is None else _saved.File(pathlib.Path(save), job, attack, known or {}, run_id)
     ran = job.waits
+
+    def seconds() -> float:
+        return job.seconds + (time.perf_counter() - began if ran else 0.0)
+
+    with contextlib.nullcontext() if file is None else file.rescue(seconds):
+        _play(job, file, progress, seconds)
+        result, prediction = job.conclude()
+    spent = seconds()
+    if file is not None and (ran or not file.path.exists()):
+        file.save(spent)
+    needed = int(job.best["forwards"].sum()) // attack.queries
+    return LaneResult(result, LaneCounts(executed=job.executed, needed=needed, seconds=spent), prediction)
+
+
+def _play(job: _Run, file: _saved.File | None, progress: bool | str, seconds: Callable[[], float]) -> None:
+    """Rounds until nothing waits, saved from time to time."""
     label = progress if isinstance(progress, str) else "attack"
-    with tqdm(total=len(images), desc=label, unit="img", disable=not progress, initial=job.finished) as bar:
+    with tqdm(total=len(job.images), desc=label, unit="img", disable=not progress, initial=job.finished) as bar:
         saved, pause = time.perf_counter(), SAVE_EVERY
         while job.waits:
             before = job.finished
@@ -153,18 +199,11 @@ def run_lanes(
             if job.finished > before:
                 bar.update(job.finished - before)
                 bar.set_postfix(fooled=int(job.best["success"].sum()), refresh=False)
-            if path is not None and time.perf_counter() - saved > pause:
+            if file is not None and time.perf_counter() - saved > pause:
                 saving = time.perf_counter()
-                job.save(path, job.seconds + saving - began)
+                file.save(seconds())
                 saved = time.perf_counter()
                 pause = max(SAVE_EVERY, (saved - saving) / SAVE_SHARE)
-    result, prediction = job.conclude()
-    seconds = job.seconds + (time.perf_counter() - began if ran else 0.0)
-    if path is not None and (ran or not path.exists()):
-        job.save(path, seconds)
-    needed = int(job.best["forwards"].sum()) // attack.queries
-    counts = LaneCounts(executed=job.executed, needed=needed, seconds=seconds)
-    return LaneResult(result, counts, prediction)
 
 
 def check(
@@ -271,7 +310,7 @@ class _Run:
         self.states: Any = None
         self.best = self._clean(already)
         self.runs_done = np.where(self.best["success"], attack.restarts, 0).astype(np.int32)
-        self._line_up()
+        self.line_up()
 
     @property
     def width(self) -> int:
@@ -304,7 +343,7 @@ class _Run:
             _write(best, rows, self._best(states, rows, np.arange(len(rows)), chunk))
         return best
 
-    def _line_up(self) -> None:
+    def line_up(self) -> None:
         """Lists the examples that are in no lane and have runs before them."""
         waiting = self.runs_done < self.attack.restarts
         waiting[self.lane_example[self.lane_example >= 0]] = False
@@ -332,11 +371,12 @@ class _Run:
         taken = min(self.peek, max(int(left.min()) - 1, 1))
         for _ in range(taken):
             model, gradient = self._answered(live), gradient and isinstance(self.model, Classifier)
-            self.states, finished = self.programs.step(
-                self.there.attack, model, self.states, stop=self.stop, gradient=gradient
-            )
-        self.executed += taken * self.width
-        self.lane_age += taken
+            with _saved.undisturbed():
+                self.states, finished = self.programs.step(
+                    self.there.attack, model, self.states, stop=self.stop, gradient=gradient
+                )
+                self.executed += self.width
+                self.lane_age += 1
         done = np.flatnonzero(np.asarray(finished) & live)
         for start in range(0, len(done), self.chunk):
             self._harvest(done[start : start + self.chunk])
@@ -353,6 +393,7 @@ class _Run:
         """Whether to spare so many lane-steps is worth another compilation."""
         return spared > 0 and spared * self._cost >= self.narrower
 
+    @_saved.undisturbed()
     def _narrow(self) -> None:
         """Moves the last examples to fewer lanes, where that spares more than it costs to compile."""
         if self.queue:
@@ -388,15 +429,18 @@ class _Run:
         logits[asked] = self.there.model(points[asked])
         return known(logits.reshape(-1, logits.shape[-1]))
 
+    @_saved.undisturbed()
     def _refill(self, slots: np.ndarray) -> None:
         rows = np.array([self.queue.popleft() for _ in range(min(len(slots), len(self.queue)))])
         slots = slots[: len(rows)]
-        self.lane_example[slots], self.lane_age[slots] = rows, 0
         new = self._fresh(rows, self.runs_done[rows])
         if self.states is None:
             self.states = self._filled(new)
         self.states = self.programs.refill(self.states, pad(slots, self.chunk, fill=self.width), new)
+        # only now, since lanes that failed to be filled hold nothing of these examples
+        self.lane_example[slots], self.lane_age[slots] = rows, 0
 
+    @_saved.undisturbed()
     def _harvest(self, slots: np.ndarray) -> None:
         rows = self.lane_example[slots]
         known = None
@@ -446,54 +490,10 @@ class _Run:
         )
         return result, logits.argmax(-1)
 
-    @functools.cached_property
-    def _fingerprint(self) -> str:
-        return _store.fingerprint(
-            _store.describe(self.attack),
-            self.stop,
-            [self.model.params, self.images, self.goal, self.indices, self.key],
-        )
-
-    def save(self, path: pathlib.Path, seconds: float) -> None:
-        """The books and the lanes, atomically."""
-        leaves = jax.tree.leaves(self.states) if self.waits else []
-        _store.write_arrays(
-            path,
-            fingerprint=self._fingerprint,
-            logits=self.logits,
-            seconds=seconds,
-            executed=self.executed,
-            runs_done=self.runs_done,
-            lane_example=self.lane_example,
-            lane_age=self.lane_age,
-            **{f"best_{name}": values for name, values in self.best.items()},
-            **{f"lane_{i}": _store.raw(leaf) for i, leaf in enumerate(leaves)},
-        )
-
-    def resume(self, path: pathlib.Path) -> None:
-        """Goes on from a saved run, if there is one: with its lanes if as many are asked for, else without."""
-        if path.is_dir():
-            raise ValueError(f"save must name a file; got the folder {path}")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return
-        stored = _store.read_arrays(path)
-        # a model's function has no fingerprint, only what it says; other batch shapes round it otherwise
-        same_model = "logits" in stored and np.allclose(stored["logits"], self.logits, 1e-3, 1e-3, equal_nan=True)
-        if not same_model or str(stored.get("fingerprint")) != self._fingerprint:
-            raise ValueError(
-                f"save must name a file of this very run; {path} was written by another attack, model, data set or key"
-            )
-        self.best = {name: stored[f"best_{name}"] for name in self.best}
-        self.runs_done = stored["runs_done"]
-        self.executed, self.seconds = int(stored["executed"]), float(stored["seconds"])
-        if len(stored["lane_example"]) == self.width and "lane_0" in stored:
-            self.lane_example, self.lane_age = stored["lane_example"], stored["lane_age"]
-            row = np.zeros(1, np.int64)
-            like = self._filled(self._fresh(row, row))
-            saved = [_store.restored(stored[f"lane_{i}"], leaf) for i, leaf in enumerate(jax.tree.leaves(like))]
-            self.states = jax.tree.unflatten(jax.tree.structure(like), saved)
-        self._line_up()
+    def example_states(self) -> Any:
+        """States of the lanes' layout, to restore saved ones like them."""
+        row = np.zeros(1, np.int64)
+        return self._filled(self._fresh(row, row))
 
 
 def _write(best: Books, rows: np.ndarray, new: Books) -> None:

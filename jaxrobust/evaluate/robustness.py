@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
+from jaxrobust.evaluate import _saved
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits, replicated, run_lanes
+from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits, drive, replicated, run_lanes
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
 from jaxrobust.types import Classifier, Code, Key, Number
 
@@ -37,6 +38,7 @@ def robustness(
     only_survivors: bool = False,
     devices: Sequence[Any] | None = None,
     save_dir: str | pathlib.Path | None = None,
+    run_id: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Robust accuracy of a model under attacks, each example's worst case, intervals and costs.
@@ -61,7 +63,10 @@ def robustness(
         only_survivors: whether each attack sees only the examples that are still robust, as in AutoAttack; each
             example then keeps its first fate, an attack's accuracy is that of the attacks so far, and it costs less.
         devices: where to run; by default all local devices.
-        save_dir: a folder in which progress is saved; a killed evaluation, started again, goes on from there.
+        save_dir: a folder in which progress is saved, also when an exception or Ctrl-C ends the evaluation; started
+            again, it goes on from there. Files of another evaluation are refused; see `save` of `run_lanes`.
+        run_id: a name of your own for the evaluation, where something in the model or an attack cannot be recognised
+            in another process; see `run_lanes`.
         progress: whether to show a progress bar for each attack.
 
     Returns:
@@ -81,6 +86,8 @@ def robustness(
         raise TypeError(f"trained_on must be a sequence of names; got the string {trained_on!r}")
     _checks.count("lanes", lanes)
     everywhere = replicated(devices)
+    # before the model is first asked, since some functions count their calls
+    known = None if save_dir is None else _saved.of_model(model, run_id)
     for i, attack in enumerate(named.values()):
         check(attack, model, images, labels, key=key, ask=i == 0)
     # placed here once, so that all forward passes share one program
@@ -93,7 +100,7 @@ def robustness(
         among: Any = rows if len(rows) < len(images) else slice(None)  # of all, a view
         found = None
         if len(rows):
-            found = run_lanes(
+            found = drive(
                 attack,
                 model,
                 images[among],
@@ -105,7 +112,9 @@ def robustness(
                 early_stop=only_survivors or not attack.minimum_norm if early_stop is None else early_stop,
                 devices=devices,
                 save=None if save_dir is None else pathlib.Path(save_dir) / f"{attack_name}.npz",
+                run_id=run_id,
                 progress=f"{name} | {attack_name}" if progress else False,
+                known=known,
             )
         outcomes[attack_name] = outcome = _outcome(attack, found, rows, fate, points, prediction)
         if only_survivors:

@@ -58,6 +58,7 @@ LEGEND = {
     "key": "data of the JAX key that made all randomness",
     "config": "the settings of the run",
     "notes": "what else was kept with a model",
+    "identity": "digests of the settings and the version, by which a finished run is known",
     "versions": "of the packages that ran",
     "device": "what it ran on",
     "created": "when the run was written, UTC",
