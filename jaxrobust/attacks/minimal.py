@@ -90,6 +90,7 @@ class Minimal(Around):
             backwards=zero,
             non_finite=~jnp.all(jnp.isfinite(logits)),
             parameters=self.set.init(x),
+            logits=logits,
         )
         low, loss = jnp.zeros((), x.dtype), self.attack.loss_of(inner)
         return MinimalState(key, x, goal, logits, restart, zero, radius, low, best, inner, loss)
@@ -111,12 +112,13 @@ class Minimal(Around):
         attack = self._at(state.radius)
         inner = attack.tell(state.inner, logits, gradients)
         found, loss = attack.best(inner), attack.loss_of(inner)
-        over = found.success | attack.done(inner)
+        # a success under randomness is one only at the end of the trial, where it has been looked at again
+        over = attack.done(inner) if self.sees_draws else found.success | attack.done(inner)
         old = state.best
-        smaller = found.success & ((found.size < old.size) | ~old.success)
+        smaller = over & found.success & ((found.size < old.size) | ~old.success)
         kept = {
             name: choose(smaller, getattr(found, name), getattr(old, name))
-            for name in ("image", "success", "size", "parameters")
+            for name in ("image", "success", "size", "parameters", "logits")
         }
         before = attack.best(state.inner)
         best = dataclasses.replace(

@@ -15,7 +15,7 @@ from jaxrobust.attacks import Attack, Best, engine
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.types import Classifier, Criterion, Key
 
-# the fields of `Best` but its parameters, each with one entry an example
+# the fields of `Best` but its parameters and logits, each with one entry an example
 Books = dict[str, Any]
 
 
@@ -63,7 +63,7 @@ def programs(lanes: NamedSharding) -> Programs:
     @functools.partial(jit, out_shardings=everywhere, static_argnames="stop")
     def harvest(attack: Attack, states: Any, slots: Any, known: Books | None, *, stop: engine.Stop) -> Books:
         best = jax.vmap(attack.best)(jax.tree.map(lambda leaf: leaf[slots], states))
-        best = Best(**{**vars(best), "parameters": None})
+        best = Best(**{**vars(best), "parameters": None, "logits": None})
         if known is not None:
             best = engine.merge(Best(**known), best, stop=stop)
         return {name: values for name, values in vars(best).items() if values is not None}

@@ -87,7 +87,7 @@ def run_lanes(
         logits: (N, K) clean logits, computed here if not given.
         lanes: examples in flight at once, ≥ 1; fewer where there are not so many, rounded up to a multiple of the
             number of devices.
-        early_stop: whether an example's first success frees its lane.
+        early_stop: whether an example's first success frees its lane; never that of an attack under randomness.
         devices: where to run; by default all local devices, the lanes split evenly among them.
         save: a file to which finished examples and the lanes' state are saved from time to time; a run that finds the
             file of a killed run of the same attack, model and data goes on from there, one that finds another's
@@ -115,7 +115,7 @@ def run_lanes(
     model = jax.device_put(model, everywhere)
     if logits is None:
         logits = predict(model, images, batch_size=lanes)
-    stop: engine.Stop = "success" if early_stop else "clean"
+    stop = engine.stop_of(attack, early_stop)
     job = _Run(attack, model, images, goal, key, indices, np.asarray(logits), width, lanes, stop, everywhere)
     path = None if save is None else pathlib.Path(save)
     if path is not None:
@@ -215,6 +215,7 @@ class _Run:
         if isinstance(model, Classifier):
             attack = attack.bound_to(model)
         self.attack, self.model, self.images, self.goal = attack, model, images, goal
+        self.runs = attack.runs(logits.shape[-1])  # of an example
         self.key, self.indices, self.logits, self.width, self.stop = key, indices, logits, width, stop
         self.batch = batch  # of plain forward passes, the same for all widths
         # on every device once, not again with every call
@@ -236,7 +237,7 @@ class _Run:
         self.lane_age = np.zeros(width, np.int64)
         self.states: Any = None
         self.best = self._clean()
-        self.runs_done = np.where(self.best["success"], attack.restarts, 0).astype(np.int32)
+        self.runs_done = np.where(self.best["success"], self.runs, 0).astype(np.int32)
         self._line_up()
 
     def _clean(self) -> Books:
@@ -259,7 +260,7 @@ class _Run:
 
     def _line_up(self) -> None:
         """Lists the examples that are in no lane and have runs before them."""
-        waiting = self.runs_done < self.attack.restarts
+        waiting = self.runs_done < self.runs
         waiting[self.lane_example[self.lane_example >= 0]] = False
         self.queue = collections.deque(np.flatnonzero(waiting).tolist())
 
@@ -271,7 +272,7 @@ class _Run:
     @property
     def finished(self) -> int:
         """How many examples need no further attack."""
-        return int((self.runs_done >= self.attack.restarts).sum())
+        return int((self.runs_done >= self.runs).sum())
 
     def round(self) -> None:
         """Refill the free lanes, take a step or a few, harvest what is done."""
@@ -280,7 +281,7 @@ class _Run:
             self._refill(free[start : start + self.chunk])
         live = self.lane_example >= 0
         left = self.attack.asks - self.lane_age[live]
-        gradient = not (self.in_step and (left == 1).all())
+        gradient = self.attack.gradients > 0 and not (self.in_step and (left == 1).all())
         taken = min(self.peek, max(int(left.min()) - 1, 1))
         for _ in range(taken):
             model, gradient = self._answered(live), gradient and isinstance(self.model, Classifier)
@@ -315,13 +316,13 @@ class _Run:
     def _harvest(self, slots: np.ndarray) -> None:
         rows = self.lane_example[slots]
         known = None
-        if self.attack.restarts > 1:
+        if self.runs > 1:
             known = {name: pad(values[rows], self.chunk) for name, values in self.best.items()}
         _write(self.best, rows, self._best(self.states, slots, known))
         self.lane_example[slots] = -1
         won = self.best["success"][rows] & (self.stop == "success")
-        self.runs_done[rows] = np.where(won, self.attack.restarts, self.runs_done[rows] + 1)
-        self.queue.extend(rows[self.runs_done[rows] < self.attack.restarts].tolist())
+        self.runs_done[rows] = np.where(won, self.runs, self.runs_done[rows] + 1)
+        self.queue.extend(rows[self.runs_done[rows] < self.runs].tolist())
 
     def _fresh(self, rows: np.ndarray, runs: np.ndarray) -> Any:
         """States of the given runs of some examples, at most a chunk, and padded to one."""
@@ -341,12 +342,14 @@ class _Run:
     def conclude(self) -> AttackResult:
         """Success confirmed by a fresh forward pass, as in `attacks.run`."""
         best = self.best
-        claimed = np.flatnonzero(best["success"])
+        claimed = np.flatnonzero(best["success"] | self.attack.sees_draws)
         logits = self.logits.copy()
         if len(claimed):
             logits[claimed] = predict(self.there.model, best["image"][claimed], batch_size=self.batch)
-        confirmed = best["success"] & np.asarray(met(self.goal, logits))
-        booked = (best["success"], confirmed, best["non_finite"], best["forwards"])
+        confirmed = np.asarray(met(self.goal, logits))
+        success = best["success"] | (self.attack.sees_draws & confirmed)
+        confirmed = success & confirmed
+        booked = (success, confirmed, best["non_finite"], best["forwards"])
         return AttackResult(
             images=best["image"],
             success=confirmed,
