@@ -177,6 +177,10 @@ class Attack(abc.ABC):
         """The point that would be asked next: what adversarial training trains on."""
         return self.ask(state)[0]
 
+    def loss_at(self, state: State, theta: Any, draws: Float[Array, "draws classes"]) -> Float[Array, ""]:
+        """The loss to be booked at a point, the mean over draws of a random model's logits there; `eot` asks for it."""
+        raise NotImplementedError(f"loss_at must be defined for an attack under eot; {type(self).__name__} has none")
+
     def bound_to(self, model: Classifier) -> Attack:
         """The attack when `model` is attacked; see `PerturbationSet.bound_to`. The engines call it."""
         return cast(Attack, dataclasses.replace(cast(Any, self), set=self.set.bound_to(model)))

@@ -13,7 +13,7 @@ from jaxrobust import _checks
 from jaxrobust.attacks._around import Around
 from jaxrobust.attacks._minimum import choose, strongest_others
 from jaxrobust.attacks.ascent import Loss
-from jaxrobust.attacks.base import Attack, Best, Points, register
+from jaxrobust.attacks.base import Attack, Best, register
 from jaxrobust.attacks.engine import check_attack, merge
 from jaxrobust.attacks.gradient import pgd
 from jaxrobust.attacks.worst_of import WorstOf, worst_of
@@ -33,7 +33,7 @@ class Wrapped:
 class Wrapper(Around):
     """An attack around another, which searches; subclasses say which runs there are."""
 
-    def ask(self, state: Any) -> Points:
+    def ask(self, state: Any) -> Array:
         """The attack's points."""
         return self.attack.ask(state.inner)
 

@@ -16,7 +16,6 @@ from jaxrobust import _checks
 from jaxrobust.attacks._around import Around
 from jaxrobust.attacks._minimum import choose
 from jaxrobust.attacks.apgd import apgd
-from jaxrobust.attacks.ascent import Booking
 from jaxrobust.attacks.base import Attack, Best, register
 from jaxrobust.attacks.engine import check_attack
 from jaxrobust.attacks.gradient import pgd
@@ -151,7 +150,7 @@ class EOT(Around):
         samples: n ≥ 1 draws a point (static).
     """
 
-    attack: Booking
+    attack: Attack
     samples: int = 20
     sees_draws = True
     random = True  # wherever the attack itself starts, its runs differ by their draws
@@ -303,7 +302,7 @@ def eot(attack: Attack, *, samples: int = 20) -> Attack:
         return dataclasses.replace(attack, attacks=tuple(map(under, attack.attacks)))
     if isinstance(attack, Around) and not isinstance(attack, EOT):
         return dataclasses.replace(cast(Any, attack), attack=under(attack.attack))
-    return EOT(cast(Booking, attack), samples)
+    return EOT(attack, samples)
 
 
 def autoattack_rand(
@@ -342,13 +341,13 @@ def _example(set: PerturbationSet) -> Attack:
     return eot(pgd(set, steps=3), samples=2)
 
 
+def _noise(key: Key, image: Image) -> Image:
+    return image + 0.01 * jax.random.normal(key, image.shape, image.dtype)
+
+
 def _noisy(model: Classifier) -> Classifier:
-    """The mean of a little noise before the model."""
-
-    def noise(key: Key, image: Image) -> Image:
-        return image + 0.01 * jax.random.normal(key, image.shape, image.dtype)
-
-    return RandomClassifier.transformed(model, noise).mean(jax.random.key(0), samples=3)
+    """The mean over a little noise before the model."""
+    return RandomClassifier.transformed(model, _noise).mean(jax.random.key(0), samples=3)
 
 
 register(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import _checks
 from jaxrobust.attacks._around import Around
 from jaxrobust.attacks._minimum import choose
-from jaxrobust.attacks.base import Attack, Best, Points, register
+from jaxrobust.attacks.base import Attack, Best, register
 from jaxrobust.attacks.engine import check_attack
 from jaxrobust.attacks.gradient import pgd
 from jaxrobust.sets import PerturbationSet
@@ -95,7 +95,7 @@ class Minimal(Around):
         low, loss = jnp.zeros((), x.dtype), self.attack.loss_of(inner)
         return MinimalState(key, x, goal, logits, restart, zero, radius, low, best, inner, loss)
 
-    def ask(self, state: MinimalState) -> Points:
+    def ask(self, state: MinimalState) -> Array:
         """The points of the trial."""
         return self._at(state.radius).ask(state.inner)
 

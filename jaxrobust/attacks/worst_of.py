@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import _checks
 from jaxrobust.attacks._minimum import choose
 from jaxrobust.attacks.ascent import Loss, never_nan
-from jaxrobust.attacks.base import KNOWLEDGE, Attack, Best, Knowledge, Points, is_better, register
+from jaxrobust.attacks.base import KNOWLEDGE, Attack, Best, Knowledge, is_better, register
 from jaxrobust.attacks.gradient import pgd
 from jaxrobust.losses import attack_loss
 from jaxrobust.sets import PerturbationSet
@@ -148,7 +148,7 @@ class WorstOf(Attack):
         )
         return WorstOfState(x, goal, states, idle, self._next(states, idle, zero), kept, loss)
 
-    def ask(self, state: WorstOfState) -> Points:
+    def ask(self, state: WorstOfState) -> Array:
         """The points of the attack whose turn it is, its last one repeated up to the common number."""
 
         def points(i: int) -> Any:
