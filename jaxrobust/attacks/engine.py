@@ -112,7 +112,10 @@ def _answer(
     passes = [jax.vjp(model, piece) if gradient else (model(piece), None) for piece in pieces]
 
     def whole(parts: list[Array]) -> Array:
-        joined = jnp.concatenate([part.reshape(count, -1, *part.shape[1:]) for part in parts], 1)
+        joined = [part.reshape(count, -1, *part.shape[1:]) for part in parts]
+        if ends == (queries,):
+            return joined[0]
+        joined = jnp.concatenate(joined, 1)
         return jnp.pad(joined, [(0, 0), (0, queries - joined.shape[1])] + [(0, 0)] * (joined.ndim - 2))
 
     logits = whole([logits for logits, _ in passes])

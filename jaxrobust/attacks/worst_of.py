@@ -253,7 +253,8 @@ class WorstOf(Attack):
         """The worse for the model of what is kept and what the attack whose turn it is has booked."""
         found = self._of_turn(state, lambda i: self._in_common(i, state))
         better = is_better(found.success, found.loss, state.kept.success, state.kept.loss)
-        return choose(better, found, state.kept)
+        # past the last turn everything has been ranked, and ranking again would only round otherwise
+        return choose(better & ~self.done(state), found, state.kept)
 
     def _in_common(self, i: int, state: WorstOfState) -> Best:
         """What attack i has booked, in the terms of the common set, ranked by the logits of that very point."""
