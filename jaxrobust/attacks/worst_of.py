@@ -18,7 +18,7 @@ from jaxrobust.attacks._minimum import choose
 from jaxrobust.attacks.ascent import Loss, never_nan
 from jaxrobust.attacks.base import KNOWLEDGE, Attack, Best, Knowledge, is_better, register
 from jaxrobust.attacks.gradient import pgd
-from jaxrobust.losses import attack_loss
+from jaxrobust.losses import followed
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.one_of import OneOf
 from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, pytree
@@ -201,8 +201,10 @@ class WorstOf(Attack):
     def best(self, state: WorstOfState) -> Best:
         """The worst point for the model that any attack has booked."""
         books = [attack.best(inner) for attack, inner in zip(self._members, state.states, strict=True)]
+        worst = self._worst(state)
         return dataclasses.replace(
-            self._worst(state),
+            worst,
+            loss=self._reported(worst.loss, state.goal),
             forwards=jnp.sum(jnp.stack([book.forwards for book in books])),
             backwards=jnp.sum(jnp.stack([book.backwards for book in books])),
             non_finite=jnp.any(jnp.stack([book.non_finite for book in books])),
@@ -210,7 +212,7 @@ class WorstOf(Attack):
 
     def loss_of(self, state: WorstOfState) -> Float[Array, ""]:
         """The ranking loss at the first of the points last asked."""
-        return state.loss
+        return self._reported(state.loss, state.goal)
 
     def last(self, state: WorstOfState) -> Image:
         """The worst point of all, for training."""
@@ -268,7 +270,11 @@ class WorstOf(Attack):
         return dataclasses.replace(book, size=self.set.size(state.x, parameters), parameters=parameters)
 
     def _loss(self, logits: Logits, goal: Criterion) -> Float[Array, ""]:
-        return never_nan(attack_loss(self.loss, logits, goal))
+        """The loss in the form that is followed, which ranks points where the loss itself has vanished."""
+        return never_nan(followed(self.loss).value(logits, goal))
+
+    def _reported(self, loss: Array, goal: Criterion) -> Float[Array, ""]:
+        return followed(self.loss).loss(loss, goal)
 
     def __str__(self) -> str:
         return f"{'on survivors' if self.until_success else 'worst of'} [{'; '.join(map(str, self.attacks))}]"
