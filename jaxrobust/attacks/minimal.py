@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import _checks
 from jaxrobust.attacks._around import Around
 from jaxrobust.attacks._minimum import choose
-from jaxrobust.attacks.base import Attack, Best, Points, register
+from jaxrobust.attacks.base import Attack, Best, register
 from jaxrobust.attacks.engine import check_attack
 from jaxrobust.attacks.gradient import pgd
 from jaxrobust.sets import PerturbationSet
@@ -90,11 +90,12 @@ class Minimal(Around):
             backwards=zero,
             non_finite=~jnp.all(jnp.isfinite(logits)),
             parameters=self.set.init(x),
+            logits=logits,
         )
         low, loss = jnp.zeros((), x.dtype), self.attack.loss_of(inner)
         return MinimalState(key, x, goal, logits, restart, zero, radius, low, best, inner, loss)
 
-    def ask(self, state: MinimalState) -> Points:
+    def ask(self, state: MinimalState) -> Array:
         """The points of the trial."""
         return self._at(state.radius).ask(state.inner)
 
@@ -111,12 +112,13 @@ class Minimal(Around):
         attack = self._at(state.radius)
         inner = attack.tell(state.inner, logits, gradients)
         found, loss = attack.best(inner), attack.loss_of(inner)
-        over = found.success | attack.done(inner)
+        # a success under randomness is one only at the end of the trial, where it has been looked at again
+        over = attack.done(inner) if self.sees_draws else found.success | attack.done(inner)
         old = state.best
-        smaller = found.success & ((found.size < old.size) | ~old.success)
+        smaller = over & found.success & ((found.size < old.size) | ~old.success)
         kept = {
             name: choose(smaller, getattr(found, name), getattr(old, name))
-            for name in ("image", "success", "size", "parameters")
+            for name in ("image", "success", "size", "parameters", "logits")
         }
         before = attack.best(state.inner)
         best = dataclasses.replace(

@@ -92,8 +92,8 @@ def _shared(lanes: NamedSharding) -> Programs:
         attack: Attack, states: Any, slots: Any, images: Any, known: Books | None, *, stop: engine.Stop
     ) -> Books:
         best = jax.vmap(attack.best)(jax.tree.map(lambda leaf: leaf[slots], states))
-        # not the parameters, which may be of any shape, but what they are needed for
-        best = dataclasses.replace(best, parameters=engine.contained(attack, images, best))
+        # not the parameters, which may be of any shape, but what they are needed for; nor the logits
+        best = dataclasses.replace(best, parameters=engine.contained(attack, images, best), logits=None)
         if known is not None:
             best = engine.merge(_best(known), best, stop=stop)
         fields = {"inside" if name == "parameters" else name: values for name, values in vars(best).items()}

@@ -113,7 +113,7 @@ def run_lanes(
         logits: (N, K) clean logits, computed here if not given.
         lanes: examples in flight at once at most, ≥ 1, rounded up to a multiple of the number of devices; fewer where
             there are not so many, or where the last turn would else be mostly idle.
-        early_stop: whether an example's first success frees its lane.
+        early_stop: whether an example's first success frees its lane; never that of an attack under randomness.
         devices: where to run; by default all local devices, the lanes split evenly among them.
         save: a file to which finished examples and the lanes' state are saved, from time to time and whenever an
             exception or Ctrl-C ends the run; a run that finds the file of an unfinished run of the same attack, model,
@@ -170,7 +170,7 @@ def drive(
     model = jax.device_put(model, everywhere)
     if logits is None:
         logits = clean_logits(model, images, batch_size=lanes)
-    stop: engine.Stop = "success" if early_stop else "clean"
+    stop = engine.stop_of(attack, early_stop)
     job = _Run(attack, model, images, goal, key, indices, np.asarray(logits), lanes, stop, everywhere)
     file = None if save is None else _saved.File(pathlib.Path(save), job, attack, known or {}, run_id)
     ran = job.waits
@@ -287,6 +287,7 @@ class _Run:
         if isinstance(lent, Classifier):
             attack = attack.bound_to(lent)
         self.attack, self.model, self.images, self.goal = attack, model, images, goal
+        self.runs = attack.runs(logits.shape[-1])  # of an example
         self.key, self.indices, self.logits, self.stop = key, indices, logits, stop
         self.batch = fitting(len(images), lanes)  # the clean pass's, whose program confirms successes too
         # on every device once, not again with every call
@@ -309,7 +310,7 @@ class _Run:
         self.lane_age = np.zeros(self.width, np.int64)
         self.states: Any = None
         self.best = self._clean(already)
-        self.runs_done = np.where(self.best["success"], attack.restarts, 0).astype(np.int32)
+        self.runs_done = np.where(self.best["success"], self.runs, 0).astype(np.int32)
         self.line_up()
 
     @property
@@ -345,7 +346,7 @@ class _Run:
 
     def line_up(self) -> None:
         """Lists the examples that are in no lane and have runs before them."""
-        waiting = self.runs_done < self.attack.restarts
+        waiting = self.runs_done < self.runs
         waiting[self.lane_example[self.lane_example >= 0]] = False
         self.queue = collections.deque(np.flatnonzero(waiting).tolist())
 
@@ -357,7 +358,7 @@ class _Run:
     @property
     def finished(self) -> int:
         """How many examples need no further attack."""
-        return int((self.runs_done >= self.attack.restarts).sum())
+        return int((self.runs_done >= self.runs).sum())
 
     def round(self) -> None:
         """Refill the free lanes, take a step or a few, harvest what is done."""
@@ -367,7 +368,7 @@ class _Run:
         self._narrow()
         live = self.lane_example >= 0
         left = self.attack.asks - self.lane_age[live]
-        gradient = not (self.in_step and (left == 1).all())
+        gradient = self.attack.gradients > 0 and not (self.in_step and (left == 1).all())
         taken = min(self.peek, max(int(left.min()) - 1, 1))
         for _ in range(taken):
             model, gradient = self._answered(live), gradient and isinstance(self.model, Classifier)
@@ -383,9 +384,8 @@ class _Run:
 
     def _starting_width(self, lanes: int, waiting: int) -> int:
         """By the number of examples, which is the same for all models; by that of those to be attacked if it pays."""
-        restarts = self.attack.restarts
-        width, own = (fitting(n, lanes, self.split, restarts) for n in (len(self.images), waiting))
-        turns = (-(-waiting * restarts // width), -(-waiting * restarts // own))
+        width, own = (fitting(n, lanes, self.split, self.runs) for n in (len(self.images), waiting))
+        turns = (-(-waiting * self.runs // width), -(-waiting * self.runs // own))
         spared = (turns[0] * width - turns[1] * own) * self.attack.asks
         return own if self._pays(spared) else width
 
@@ -444,13 +444,13 @@ class _Run:
     def _harvest(self, slots: np.ndarray) -> None:
         rows = self.lane_example[slots]
         known = None
-        if self.attack.restarts > 1:
+        if self.runs > 1:
             known = {name: pad(values[rows], self.chunk) for name, values in self.best.items()}
         _write(self.best, rows, self._best(self.states, rows, slots, self.chunk, known))
         self.lane_example[slots] = -1
         won = self.best["success"][rows] & (self.stop == "success")
-        self.runs_done[rows] = np.where(won, self.attack.restarts, self.runs_done[rows] + 1)
-        self.queue.extend(rows[self.runs_done[rows] < self.attack.restarts].tolist())
+        self.runs_done[rows] = np.where(won, self.runs, self.runs_done[rows] + 1)
+        self.queue.extend(rows[self.runs_done[rows] < self.runs].tolist())
 
     def _fresh(self, rows: np.ndarray, runs: np.ndarray, chunk: int | None = None) -> Any:
         """States of the given runs of some examples, at most a chunk, and padded to one."""
@@ -473,12 +473,15 @@ class _Run:
     def conclude(self) -> tuple[AttackResult, np.ndarray]:
         """Success confirmed by a fresh forward pass, as in `attacks.run`, and the classes that it saw."""
         best = self.best
-        claimed = np.flatnonzero(best["success"])
+        claimed = np.flatnonzero(best["success"] | self.attack.sees_draws)
         logits = self.logits.copy()
         if len(claimed):
             logits[claimed] = forward(self.there.model, best["image"], claimed, self.batch)
-        confirmed = best["success"] & np.asarray(met(self.goal, logits))
-        booked = (best["success"], confirmed, best["inside"], best["non_finite"], best["forwards"])
+        met_now = np.asarray(met(self.goal, logits))
+        # what sees draws of the model takes for a success, and what not, may both have been luck
+        success = best["success"] | (self.attack.sees_draws & met_now)
+        confirmed = success & met_now
+        booked = (success, confirmed, best["inside"], best["non_finite"], best["forwards"])
         result = AttackResult(
             images=best["image"],
             success=confirmed & best["inside"],

@@ -57,9 +57,10 @@ def robustness(
         notes: anything in JSON's terms to keep with the results.
         lanes: examples in flight at once.
         early_stop: whether an example's search ends with its first success. The accuracies are the same without; the
-            points returned are then those of highest loss, of minimum-norm attacks the nearest. By default it does,
-            unless the attack is a minimum-norm one: then sizes are distances, see `AttackOutcome.distances`. With
-            `only_survivors`, where successes alone are wanted, that too ends.
+            points returned are then those of highest loss, of minimum-norm attacks the nearest. By default it does
+            where the attack's `first_success_is_final`: not of a minimum-norm one, since then sizes are distances, see
+            `AttackOutcome.distances`. With `only_survivors`, where successes alone are wanted, that too ends. Under
+            randomness (`attacks.eot`) none ever does: the first success is the luckiest.
         only_survivors: whether each attack sees only the examples that are still robust, as in AutoAttack; each
             example then keeps its first fate, an attack's accuracy is that of the attacks so far, and it costs less.
         devices: where to run; by default all local devices.
@@ -109,7 +110,7 @@ def robustness(
                 indices=rows,
                 logits=logits[rows],
                 lanes=lanes,
-                early_stop=only_survivors or not attack.minimum_norm if early_stop is None else early_stop,
+                early_stop=only_survivors or attack.first_success_is_final if early_stop is None else early_stop,
                 devices=devices,
                 save=None if save_dir is None else pathlib.Path(save_dir) / f"{attack_name}.npz",
                 run_id=run_id,
