@@ -43,6 +43,7 @@ class Decision(QueryAttack, MinimumNorm):
     starts: Any
     start = "random"
     kinds: tuple[type, ...]  # the balls whose norm the attack has a form for
+    last = MinimumNorm.last  # not the best within the radius: training wants a point even where that is the clean image
     # the walk may converge, or find no start, before its budget is spent
     ends_early = True
     knowledge = "decisions"

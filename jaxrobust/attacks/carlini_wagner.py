@@ -85,11 +85,13 @@ class CarliniWagnerL2(CarliniWagner):
         x, (w, moments, plan) = state.x, state.memory
         hinge = self._hinge(state, logits[0])
         objective = jnp.sum(jnp.square(state.theta)) + plan.weight * hinge
-        slope = jnp.where(hinge > 0, finite(gradients[0, 0]), 0)
-        moved = self._step(w, moments, plan.count, 2 * state.theta - plan.weight * slope)
         success = self._meets(state.goal, logits[0])
+        # at a tie the hinge is zero, but the criterion need not be met
+        slope = jnp.where(success, 0, finite(gradients[0, 0]))
+        moved = self._step(w, moments, plan.count, 2 * state.theta - plan.weight * slope)
         plan, over = plan.after(success, objective, steps=self.steps, rounds=self.rounds, abort_early=self.abort_early)
-        w, moments = choose(over, (_variable(x), _zeros(x)), moved)
+        # where the last round ends is what training may get
+        w, moments = choose(over & (plan.round < self.rounds), (_variable(x), _zeros(x)), moved)
         memory = (w, moments, plan)
         return dataclasses.replace(self._record(state, logits), theta=self._perturbation(x, w), memory=memory)
 
@@ -149,7 +151,7 @@ class Tightened(CarliniWagner):
         hinge, gradient = self._hinge(state, logits[0]), finite(gradients[0, 0])
         slope, small = self._terms(state.theta, plan, hinge)
         solved = state.goal.met(logits[0]) & small
-        slope = slope - plan.weight * jnp.where(hinge > 0, gradient, 0)
+        slope = slope - plan.weight * jnp.where(self._meets(state.goal, logits[0]), 0, gradient)
         moved = self._step(w, moments, plan.total, jnp.where(plan.allowed, slope, 0))
         goes_on = dataclasses.replace(plan, count=plan.count + 1, total=plan.total + 1)
         ended = dataclasses.replace(plan, count=jnp.zeros_like(plan.count), round=plan.round + 1)

@@ -163,6 +163,9 @@ class HopSkipJump(Decision):
         """Whether the budget is spent, the last jump made, or no start found."""
         return (state.memory.spent >= self.budget) | (state.memory.phase == OVER)
 
+    def _iterate(self, state: SearchState) -> Image:
+        return self._single(state)
+
     def _single(self, state: SearchState) -> Image:
         """The perturbation asked in the phases that ask one."""
         x, hop = state.x, state.memory
