@@ -251,7 +251,7 @@ class CarliniWagnerL0(Tightened):
     def _tightened(self, plan: Tightening, theta: Image, gradient: Image) -> Tightening:
         block = self.set._block  # type: ignore[attr-defined]
         changed = group_sums(jnp.abs(theta), block) > 0
-        score = jnp.abs(group_sums(theta, block)) * group_sums(jnp.abs(gradient), block)
+        score = group_sums(jnp.abs(theta * gradient), block)
         order = jnp.argsort(jnp.where(changed, score, jnp.inf).reshape(-1))
         rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size)).reshape(score.shape)
         left = jnp.sum(changed).astype(theta.dtype)
