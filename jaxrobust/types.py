@@ -91,6 +91,7 @@ class Code(IntEnum):
     ALREADY = 1
     NON_FINITE = 2
     DISAGREED = 3
+    NO_START = 4
 
     @property
     def message(self) -> str:
@@ -100,6 +101,7 @@ class Code(IntEnum):
             Code.ALREADY: "the clean image already met the criterion; it is returned unchanged",
             Code.NON_FINITE: "the model returned NaN or infinite logits; counted neither as robust nor as a success",
             Code.DISAGREED: "success was seen during the attack, but a fresh forward pass did not confirm it",
+            Code.NO_START: "the attack found no adversarial start to search from; give it `starts`",
         }[self]
 
 

@@ -49,6 +49,11 @@ class Around(Attack):
         return self.attack.minimum_norm
 
     @property
+    def needs_start(self) -> bool:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.needs_start
+
+    @property
     def knowledge(self) -> Knowledge:
         """The attack's."""
         return self.attack.knowledge

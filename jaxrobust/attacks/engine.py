@@ -122,16 +122,22 @@ def merge(first: Best, second: Best, *, stop: Stop) -> Best:
     )
 
 
-def verdict(success: Any, confirmed: Any, non_finite: Any, forwards: Any, *, where: Any) -> Any:
+def verdict(success: Any, confirmed: Any, non_finite: Any, forwards: Any, *, where: Any, started: Any = True) -> Any:
     """The `Code` of each example, from what was booked and whether a fresh pass confirms it; NumPy's where or JAX's."""
-    failed = where(success, Code.DISAGREED, where(non_finite, Code.NON_FINITE, Code.RAN))
+    failed = where(success, Code.DISAGREED, where(non_finite, Code.NON_FINITE, where(started, Code.RAN, Code.NO_START)))
     won = where(forwards == 0, Code.ALREADY, Code.RAN)
     return where(success & confirmed, won, failed).astype(np.int32)
 
 
-def conclude(model: Classifier, goal: Criterion, best: Best) -> AttackResult:
+def has_started(attack: Attack, loss: Any) -> Any:
+    """Whether an example's search had a point to start from, by the loss that is booked."""
+    return loss > -np.inf if attack.needs_start else np.ones((), bool)
+
+
+def conclude(attack: Attack, model: Classifier, goal: Criterion, best: Best) -> AttackResult:
     """The result (N, …) of what was booked: success is claimed only where a fresh forward pass confirms it."""
     confirmed = jax.vmap(lambda goal, logits: goal.met(logits))(goal, model(best.image))
+    started = has_started(attack, best.loss)
     return AttackResult(
         images=best.image,
         success=best.success & confirmed,
@@ -139,7 +145,7 @@ def conclude(model: Classifier, goal: Criterion, best: Best) -> AttackResult:
         size=best.size,
         forwards=best.forwards + 1,
         backwards=best.backwards,
-        code=verdict(best.success, confirmed, best.non_finite, best.forwards, where=jnp.where),
+        code=verdict(best.success, confirmed, best.non_finite, best.forwards, where=jnp.where, started=started),
         parameters=best.parameters,
     )
 
@@ -160,7 +166,7 @@ def search(
     if attack.restarts > 1:
         later = jnp.arange(1, attack.restarts)
         best, _ = lax.scan(lambda best, r: (merge(best, one_run(r), stop=stop), None), best, later)
-    return conclude(model, goal, best)
+    return conclude(attack, model, goal, best)
 
 
 def _repeat(attack: Attack, model: Classifier, states: Any, times: int, *, stop: Stop, unroll: bool) -> Any:
@@ -253,7 +259,7 @@ def _stepped(
             states = _advance(attack, model, states, stop=stop, gradient=ask < attack.asks - 1)
         found = _best(attack, states)
         best = found if best is None else _merge(best, found, stop=stop)
-    return _conclude(model, goal, best)
+    return _conclude(attack, model, goal, best)
 
 
 def last_iterate(attack: Attack, model: Classifier, images: Array, goal: Criterion, keys: Key) -> Array:

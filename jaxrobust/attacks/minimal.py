@@ -53,6 +53,7 @@ class Minimal(Around):
     high: Number | None = None
     ends_early = True
     minimum_norm = True
+    needs_start = False  # its own loss says only whether a radius succeeded
 
     def __post_init__(self) -> None:
         super().__post_init__()

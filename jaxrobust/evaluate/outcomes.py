@@ -120,6 +120,7 @@ class AttackOutcome:
         found = {
             "with NaN or infinite logits": int((self.outcome == NON_FINITE).sum()),
             "successes not confirmed": int((self.code == Code.DISAGREED).sum()),
+            "without a start": int((self.code == Code.NO_START).sum()),
         }
         return "".join(f"; {count} {what}" for what, count in found.items() if count)
 
@@ -139,6 +140,7 @@ class AttackOutcome:
             "steps_needed": self.counts.needed,
             "non_finite": int((self.outcome == NON_FINITE).sum()),
             "disagreed": int((self.code == Code.DISAGREED).sum()),
+            "no_start": int((self.code == Code.NO_START).sum()),
         }
 
 
