@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks.base import Attack, Best, Points, is_better
-from jaxrobust.losses import attack_loss
+from jaxrobust.losses import followed
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
@@ -60,9 +60,9 @@ class SearchState:
     theta: Any
     memory: Any  # the attack's own: a velocity, moments, a multiplier, a key
     asked: Any
-    loss: Any  # the highest of the points last asked
+    loss: Any  # the highest of the points last asked, in the form that is followed; see `losses.followed`
     best_theta: Any
-    best_loss: Any
+    best_loss: Any  # likewise
     booked: Any  # whether any point was; until then the best one is the clean image
     success: Any
     non_finite: Any
@@ -85,7 +85,7 @@ class Booking(Attack):
         return Best(
             image=image,
             success=state.success,
-            loss=state.best_loss,
+            loss=self._reported(state.best_loss, state.aim),
             size=size,
             forwards=self._forwards(state),
             backwards=self._backwards(state),
@@ -95,7 +95,7 @@ class Booking(Attack):
 
     def loss_of(self, state: SearchState) -> Scalar:
         """The highest loss of the points last asked."""
-        return state.loss
+        return self._reported(state.loss, state.aim)
 
     def _open(
         self, x: Image, goal: Criterion, logits: Logits, theta: Parameters, memory: Any, aim: Criterion | None = None
@@ -156,7 +156,12 @@ class Booking(Attack):
         return loss, gradient
 
     def _loss(self, logits: Logits, aim: Criterion) -> Scalar:
-        return never_nan(attack_loss(self.loss, logits, aim))
+        """The loss in the form that is followed."""
+        return never_nan(followed(self.loss).value(logits, aim))
+
+    def _reported(self, loss: Scalar, aim: Criterion) -> Scalar:
+        """The loss itself, from the form that is followed."""
+        return followed(self.loss).loss(loss, aim)
 
     def _radius(self, x: Image) -> Scalar:
         return jnp.asarray(self.set.radius).astype(x.dtype)

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxrobust import _checks, _compile
+from jaxrobust._borrow import borrowed
 from jaxrobust.attacks.base import Attack, Best, is_better
 from jaxrobust.types import AttackResult, Classifier, Code, Criterion, Key
 
@@ -20,6 +21,7 @@ __all__ = ["advance", "begin", "conclude", "example_keys", "last_iterate", "merg
 # XLA:CPU lowers only canonical convolutions well inside a loop (see `_loops_well`); up to this many asks of another
 # model are unrolled into straight-line code instead, which costs compile time in proportion.
 UNROLL = 11
+SLACK = 1e-3  # of the radius, where an attack does not keep the parameters by which its set could be asked
 
 # When an example's search ends before its budget: never (training), where the clean image already met the criterion,
 # or at the first success.
@@ -122,11 +124,16 @@ def merge(first: Best, second: Best, *, stop: Stop) -> Best:
     )
 
 
-def verdict(success: Any, confirmed: Any, non_finite: Any, forwards: Any, *, where: Any, started: Any = True) -> Any:
-    """The `Code` of each example, from what was booked and whether a fresh pass confirms it; NumPy's where or JAX's."""
+def verdict(
+    success: Any, confirmed: Any, inside: Any, non_finite: Any, forwards: Any, *, where: Any, started: Any = True
+) -> Any:
+    """The `Code` of each example, from what was booked, whether a fresh pass confirms it and the set contains it;
+    NumPy's where or JAX's.
+    """
     failed = where(success, Code.DISAGREED, where(non_finite, Code.NON_FINITE, where(started, Code.RAN, Code.NO_START)))
+    failed = where(success & ~inside, Code.OUTSIDE, failed)
     won = where(forwards == 0, Code.ALREADY, Code.RAN)
-    return where(success & confirmed, won, failed).astype(np.int32)
+    return where(success & confirmed & inside, won, failed).astype(np.int32)
 
 
 def has_started(attack: Attack, loss: Any) -> Any:
@@ -134,18 +141,41 @@ def has_started(attack: Attack, loss: Any) -> Any:
     return loss > -np.inf if attack.needs_start else np.ones((), bool)
 
 
-def conclude(attack: Attack, model: Classifier, goal: Criterion, best: Best) -> AttackResult:
-    """The result (N, …) of what was booked: success is claimed only where a fresh forward pass confirms it."""
+def contained(attack: Attack, images: Array, best: Best) -> Array:
+    """Whether what was booked (N, …) lies in the set, as the set itself says, and in [0, 1]; a clean image does."""
+
+    def one(x: Array, best: Best) -> Array:
+        if best.parameters is None:
+            member = best.size <= jnp.asarray(attack.set.radius).astype(best.size.dtype) * (1 + SLACK)
+        else:
+            member = attack.set.contains(x, best.parameters)
+        return (best.forwards == 0) | (member & jnp.all((best.image >= -1e-6) & (best.image <= 1 + 1e-6)))
+
+    return jax.vmap(one)(images, best)
+
+
+def conclude(attack: Attack, model: Classifier, images: Array, goal: Criterion, best: Best) -> AttackResult:
+    """The result (N, …) of what was booked: success is claimed only where a fresh forward pass confirms it and the set
+    contains it.
+    """
     confirmed = jax.vmap(lambda goal, logits: goal.met(logits))(goal, model(best.image))
-    started = has_started(attack, best.loss)
+    inside = contained(attack, images, best)
     return AttackResult(
         images=best.image,
-        success=best.success & confirmed,
+        success=best.success & confirmed & inside,
         loss=best.loss,
         size=best.size,
         forwards=best.forwards + 1,
         backwards=best.backwards,
-        code=verdict(best.success, confirmed, best.non_finite, best.forwards, where=jnp.where, started=started),
+        code=verdict(
+            best.success,
+            confirmed,
+            inside,
+            best.non_finite,
+            best.forwards,
+            where=jnp.where,
+            started=has_started(attack, best.loss),
+        ),
         parameters=best.parameters,
     )
 
@@ -166,7 +196,7 @@ def search(
     if attack.restarts > 1:
         later = jnp.arange(1, attack.restarts)
         best, _ = lax.scan(lambda best, r: (merge(best, one_run(r), stop=stop), None), best, later)
-    return conclude(attack, model, goal, best)
+    return conclude(attack, model, images, goal, best)
 
 
 def _repeat(attack: Attack, model: Classifier, states: Any, times: int, *, stop: Stop, unroll: bool) -> Any:
@@ -204,7 +234,7 @@ def run(
     Args:
         attack: such as `attacks.pgd(sets.Linf(8 / 255))`.
         model: the classifier.
-        images: (N, H, W, C) floating point in [0, 1].
+        images: (N, H, W, C) floating point in [0, 1]; of less than 32 bits they are attacked, and returned, in float32.
         labels: (N,) true labels, integer; or a criterion: `Targeted`, `TopK`, `Confident`, `Towards`.
         key: makes all randomness; example i uses fold_in(key, indices[i]).
         indices: (N,) integers, the examples' places in their data set; by default 0 … N−1. With them a result does
@@ -230,11 +260,14 @@ def run(
     check_attack(attack)
     _checks.key(key)
     _checks.image_shape(images)
+    images = _checks.widened(images)
     goal = _checks.criterion(labels, images)
     classes = _checks.logits_shape(model, images)
     traced = _checks.is_traced(attack, model, images, goal, key)
     if check and not traced:
         check_values(attack, model, images, goal, classes)
+    given = model  # kept until this returns, so that what is borrowed of it lives
+    model = given if traced else borrowed(given)
     attack = attack.bound_to(model)
     images = jnp.clip(jnp.asarray(images), 0, 1)
     goal = jax.tree.map(jnp.asarray, goal)
@@ -259,7 +292,7 @@ def _stepped(
             states = _advance(attack, model, states, stop=stop, gradient=ask < attack.asks - 1)
         found = _best(attack, states)
         best = found if best is None else _merge(best, found, stop=stop)
-    return _conclude(attack, model, goal, best)
+    return _conclude(attack, model, images, goal, best)
 
 
 def last_iterate(attack: Attack, model: Classifier, images: Array, goal: Criterion, keys: Key) -> Array:
@@ -301,6 +334,7 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
         (asks, N) losses; an example that is misclassified from the start keeps its clean loss.
     """
     _checks.image_shape(images)
+    images = _checks.widened(images)
     goal = jax.tree.map(jnp.asarray, _checks.criterion(labels, images))
     keys = example_keys(key, jnp.arange(images.shape[0]))
     attack, images = attack.bound_to(model), jnp.asarray(images)
@@ -313,8 +347,10 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
     return np.stack(losses)
 
 
-def check_values(attack: Attack, model: Classifier, images: Any, goal: Criterion, classes: int) -> None:
-    """All that looking at values can tell at the door; see `run`."""
+def check_values(
+    attack: Attack, model: Classifier, images: Any, goal: Criterion, classes: int, *, ask: bool = True
+) -> None:
+    """All that looking at values can tell at the door, see `run`; the model is run on some images if `ask`."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(attack):
         name = f"attack{jax.tree_util.keystr(path)}"
         if jnp.ndim(leaf) == 0:
@@ -325,7 +361,8 @@ def check_values(attack: Attack, model: Classifier, images: Any, goal: Criterion
     _checks.image_values(images)
     _checks.label_values(goal, classes)
     _checks.finite_params(model)
-    _checks.model_values(model, jnp.clip(jnp.asarray(images[:8]), 0, 1))
+    if ask:
+        _checks.model_values(model, np.clip(np.asarray(images[:8]), 0, 1))
 
 
 def check_attack(attack: Any) -> None:

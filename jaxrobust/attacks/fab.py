@@ -198,7 +198,8 @@ def fab(
     Returns:
         The attack. Cost: at most 2 · steps · restarts · max(targets, 1) forwards and
         steps · restarts · (min(candidates, K) − 1 or, with targets, the number of them) backwards. An iteration whose
-        point is not adversarial takes one forward, any other two. With a `Targeted` criterion FAB-T aims at its target in all runs.
+        point is not adversarial takes one forward, any other two. With a `Targeted` criterion FAB-T aims at its target
+        in all runs.
 
     Raises:
         ValueError: another set, counts below 1, bias or backward outside of [0, 1]; when run, another

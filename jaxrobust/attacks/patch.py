@@ -252,6 +252,7 @@ def patch_success(
 
 def _images(model: Classifier, images: Any, target: Any, key: Any) -> np.ndarray:
     _checks.image_shape(images)
+    images = _checks.widened(images)
     _checks.image_values(images)
     _checks.key(key)
     images = np.clip(np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype)), 0, 1)

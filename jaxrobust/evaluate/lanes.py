@@ -20,8 +20,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from jaxrobust import _checks, _store
+from jaxrobust._borrow import borrowed
 from jaxrobust.attacks import Attack, engine
-from jaxrobust.evaluate._programs import Books, known, met, pad, predict, programs, replicated
+from jaxrobust.evaluate._programs import (
+    Books,
+    clean_logits,
+    fitting,
+    forward,
+    known,
+    met,
+    pad,
+    predict,
+    programs,
+    replicated,
+)
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.types import AttackResult, Classifier, Criterion, Key
 
@@ -32,7 +44,10 @@ __all__ = ["LaneCounts", "LaneResult", "check", "predict", "replicated", "run_la
 PEEK = {"cpu": 1}
 PEEK_ELSEWHERE = 4
 PEEK_IN_STEP = 16
-WIDTHS = 8  # numbers of lanes for small data sets
+# Floating point operations that the last lanes must spare before it pays to compile narrower ones for them. Not
+# seconds, which change from run to run, and with them, in the last bits, results.
+NARROWER = {"cpu": 1e12}
+NARROWER_ELSEWHERE = 1e15
 SAVE_EVERY = 30.0  # seconds between two saves
 SAVE_SHARE = 0.05  # of the wall time at most goes into saves
 
@@ -54,10 +69,18 @@ class LaneCounts:
 
 @dataclasses.dataclass(frozen=True)
 class LaneResult:
-    """The result, in NumPy arrays since a data set need not fit on a device, and what it cost."""
+    """The result, in NumPy arrays since a data set need not fit on a device, what it cost, and what the model says.
+
+    Args:
+        result: of the attack.
+        counts: what it cost.
+        prediction: (N,) the class of the point that is returned: of one that was claimed as a success by the fresh
+            forward pass that confirms it, else of the clean image.
+    """
 
     result: AttackResult
     counts: LaneCounts
+    prediction: np.ndarray
 
 
 def run_lanes(
@@ -85,8 +108,8 @@ def run_lanes(
         key: makes all randomness; example i uses fold_in(key, indices[i]).
         indices: (N,) integers ≥ 0, by default 0 … N−1.
         logits: (N, K) clean logits, computed here if not given.
-        lanes: examples in flight at once, ≥ 1; fewer where there are not so many, rounded up to a multiple of the
-            number of devices.
+        lanes: examples in flight at once at most, ≥ 1, rounded up to a multiple of the number of devices; fewer where
+            there are not so many, or where the last turn would else be mostly idle.
         early_stop: whether an example's first success frees its lane.
         devices: where to run; by default all local devices, the lanes split evenly among them.
         save: a file to which finished examples and the lanes' state are saved from time to time; a run that finds the
@@ -103,20 +126,20 @@ def run_lanes(
     """
     began = time.perf_counter()
     everywhere = replicated(devices)
-    split = len(everywhere.mesh.devices)
-    part = max(_checks.count("lanes", lanes) // WIDTHS, 1)
-    indices, classes = check(attack, model, images, labels, key=key, indices=indices)
-    # no wider than there are examples, in few sizes, since each is a program of its own
-    width = -(-min(lanes, -(-len(images) // part) * part) // split) * split
+    _checks.count("lanes", lanes)
+    indices, classes = check(attack, model, images, labels, key=key, indices=indices, ask=logits is None)
     if logits is not None and np.shape(logits) != (len(images), classes):
         raise ValueError(f"logits must have shape {(len(images), classes)}; got {np.shape(logits)}")
     goal = jax.tree.map(np.asarray, _checks.criterion(labels, images))
-    images = np.clip(np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype)), 0, 1)
+    images = _checks.widened(images)
+    images = np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype))
+    if images.min() < 0 or images.max() > 1:
+        images = np.clip(images, 0, 1)
     model = jax.device_put(model, everywhere)
     if logits is None:
-        logits = predict(model, images, batch_size=lanes)
+        logits = clean_logits(model, images, batch_size=lanes)
     stop: engine.Stop = "success" if early_stop else "clean"
-    job = _Run(attack, model, images, goal, key, indices, np.asarray(logits), width, lanes, stop, everywhere)
+    job = _Run(attack, model, images, goal, key, indices, np.asarray(logits), lanes, stop, everywhere)
     path = None if save is None else pathlib.Path(save)
     if path is not None:
         job.resume(path)
@@ -135,16 +158,24 @@ def run_lanes(
                 job.save(path, job.seconds + saving - began)
                 saved = time.perf_counter()
                 pause = max(SAVE_EVERY, (saved - saving) / SAVE_SHARE)
-    result = job.conclude()
+    result, prediction = job.conclude()
     seconds = job.seconds + (time.perf_counter() - began if ran else 0.0)
     if path is not None and (ran or not path.exists()):
         job.save(path, seconds)
     needed = int(job.best["forwards"].sum()) // attack.queries
-    return LaneResult(result, LaneCounts(executed=job.executed, needed=needed, seconds=seconds))
+    counts = LaneCounts(executed=job.executed, needed=needed, seconds=seconds)
+    return LaneResult(result, counts, prediction)
 
 
 def check(
-    attack: Any, model: Classifier | HostModel, images: Any, labels: Any, *, key: Any, indices: Any = None
+    attack: Any,
+    model: Classifier | HostModel,
+    images: Any,
+    labels: Any,
+    *,
+    key: Any,
+    indices: Any = None,
+    ask: bool = True,
 ) -> tuple[np.ndarray, int]:
     """All checks at the door of the lanes, the cheap ones first.
 
@@ -155,6 +186,7 @@ def check(
         labels: (N,) labels, or a criterion.
         key: the random key.
         indices: (N,) integers, or None for 0 … N−1.
+        ask: whether the model is run on a few images; False where that was done.
 
     Returns:
         The indices, (N,) unsigned, and the number of the model's classes.
@@ -167,6 +199,7 @@ def check(
     engine.check_attack(attack)
     _checks.key(key)
     _checks.image_shape(images)
+    images = _checks.widened(images)
     goal = _checks.criterion(labels, images)
     if indices is None:
         indices = np.arange(len(images))
@@ -183,7 +216,7 @@ def check(
         return indices.astype(np.uint32), model.classes
     # of the shape at which the values are checked too, so that the model is traced once for both
     classes = _checks.logits_shape(model, images[:8])
-    engine.check_values(attack, model, images, goal, classes)
+    engine.check_values(attack, model, images, goal, classes, ask=ask)
     return indices.astype(np.uint32), classes
 
 
@@ -207,54 +240,68 @@ class _Run:
         key: Key,
         indices: np.ndarray,
         logits: np.ndarray,
-        width: int,
-        batch: int,
+        lanes: int,
         stop: engine.Stop,
         everywhere: NamedSharding,
     ) -> None:
-        if isinstance(model, Classifier):
-            attack = attack.bound_to(model)
+        lent = borrowed(model)
+        if isinstance(lent, Classifier):
+            attack = attack.bound_to(lent)
         self.attack, self.model, self.images, self.goal = attack, model, images, goal
-        self.key, self.indices, self.logits, self.width, self.stop = key, indices, logits, width, stop
-        self.batch = batch  # of plain forward passes, the same for all widths
+        self.key, self.indices, self.logits, self.stop = key, indices, logits, stop
+        self.batch = fitting(len(images), lanes)  # the clean pass's, whose program confirms successes too
         # on every device once, not again with every call
-        self.there = _There(*jax.device_put((attack, model, key), everywhere))
+        self.there = _There(*jax.device_put((attack, lent, key), everywhere))
         mesh = everywhere.mesh
-        self.programs = programs(NamedSharding(mesh, PartitionSpec("lanes")))
-        # refills and harvests go in chunks of fixed shape, small enough not to cost a step
-        self.chunk = max(width // 4, 1)
+        self.split = len(mesh.devices)
+        self.programs = programs(NamedSharding(mesh, PartitionSpec("lanes")), lent)
         # Where lanes run in step, they come to their last ask together, and it needs no gradients. Elsewhere that is
         # luck, and not worth the compilation of another program.
         self.in_step = stop == "clean" or attack.asks <= 2
-        elsewhere = PEEK.get(mesh.devices.flat[0].platform, PEEK_ELSEWHERE)
-        self.peek = PEEK_IN_STEP if self.in_step else elsewhere
+        platform = mesh.devices.flat[0].platform
+        self.peek = PEEK_IN_STEP if self.in_step else PEEK.get(platform, PEEK_ELSEWHERE)
+        self.narrower = NARROWER.get(platform, NARROWER_ELSEWHERE)
         if isinstance(model, HostModel):
             self.peek = 1  # the host is there at every step anyway
         self.executed = 0
         self.seconds = 0.0
-        self.lane_example = np.full(width, -1)
-        self.lane_age = np.zeros(width, np.int64)
+        already = np.array(met(goal, logits))
+        self.lane_example = np.full(self._starting_width(lanes, int((~already).sum())), -1)
+        self.lane_age = np.zeros(self.width, np.int64)
         self.states: Any = None
-        self.best = self._clean()
+        self.best = self._clean(already)
         self.runs_done = np.where(self.best["success"], attack.restarts, 0).astype(np.int32)
         self._line_up()
 
-    def _clean(self) -> Books:
+    @property
+    def width(self) -> int:
+        """The number of lanes."""
+        return len(self.lane_example)
+
+    @property
+    def chunk(self) -> int:
+        """How many lanes are refilled or harvested at once: of fixed shape, and small enough not to cost a step."""
+        return max(self.width // 4, 1)
+
+    def _clean(self, success: np.ndarray) -> Books:
         """The books before any attack: of an example that meets its criterion already, what `init` books."""
         count, dtype = len(self.images), self.images.dtype
         best = {
             "image": self.images.copy(),
-            "success": np.array(met(self.goal, self.logits)),
+            "success": success,
             "loss": np.full(count, -np.inf, dtype),
             "size": np.zeros(count, dtype),
             "forwards": np.zeros(count, np.int32),
             "backwards": np.zeros(count, np.int32),
             "non_finite": ~np.isfinite(self.logits).all(-1),
+            "inside": np.ones(count, bool),
         }
-        already = np.flatnonzero(best["success"])
-        for start in range(0, len(already), self.chunk):
-            rows = already[start : start + self.chunk]
-            _write(best, rows, self._best(self._fresh(rows, np.zeros_like(rows)), np.arange(len(rows))))
+        already = np.flatnonzero(success)
+        chunk = max(self.chunk, len(already) // 64)  # where lanes are few for all those
+        for start in range(0, len(already), chunk):
+            rows = already[start : start + chunk]
+            states = self._fresh(rows, np.zeros_like(rows), chunk)
+            _write(best, rows, self._best(states, rows, np.arange(len(rows)), chunk))
         return best
 
     def _line_up(self) -> None:
@@ -278,6 +325,7 @@ class _Run:
         free = np.flatnonzero(self.lane_example < 0)
         for start in range(0, min(len(free), len(self.queue)), self.chunk):
             self._refill(free[start : start + self.chunk])
+        self._narrow()
         live = self.lane_example >= 0
         left = self.attack.asks - self.lane_age[live]
         gradient = not (self.in_step and (left == 1).all())
@@ -292,6 +340,43 @@ class _Run:
         done = np.flatnonzero(np.asarray(finished) & live)
         for start in range(0, len(done), self.chunk):
             self._harvest(done[start : start + self.chunk])
+
+    def _starting_width(self, lanes: int, waiting: int) -> int:
+        """By the number of examples, which is the same for all models; by that of those to be attacked if it pays."""
+        restarts = self.attack.restarts
+        width, own = (fitting(n, lanes, self.split, restarts) for n in (len(self.images), waiting))
+        turns = (-(-waiting * restarts // width), -(-waiting * restarts // own))
+        spared = (turns[0] * width - turns[1] * own) * self.attack.asks
+        return own if self._pays(spared) else width
+
+    def _pays(self, spared: int) -> bool:
+        """Whether to spare so many lane-steps is worth another compilation."""
+        return spared > 0 and spared * self._cost >= self.narrower
+
+    def _narrow(self) -> None:
+        """Moves the last examples to fewer lanes, where that spares more than it costs to compile."""
+        if self.queue:
+            return
+        live = np.flatnonzero(self.lane_example >= 0)
+        width = self.split * (1 << (-(-len(live) // self.split) - 1).bit_length())
+        if 2 * width > self.width:
+            return
+        left = self.attack.asks - int(self.lane_age[live].min())
+        if not self._pays((self.width - width) * left):
+            return
+        self.states = self.programs.fill(pad(live, width), self.states)
+        self.lane_example = pad(self.lane_example[live], width, fill=-1)
+        self.lane_age = pad(self.lane_age[live], width, fill=0)
+
+    @functools.cached_property
+    def _cost(self) -> float:
+        """Floating point operations of the model in one lane's step; 0 where they are not known."""
+        if isinstance(self.model, HostModel):
+            return 0.0
+        passes = 3 if self.attack.gradients else 1
+        # of the clean pass's shape, since that has been traced
+        like = jax.ShapeDtypeStruct((self.batch, *self.images.shape[1:]), self.images.dtype)
+        return _checks.operations(self.there.model, like) * self.attack.queries * passes
 
     def _answered(self, live: np.ndarray) -> Classifier:
         """The classifier; of a host model its answers, asked of live lanes and points that are meant only."""
@@ -317,15 +402,16 @@ class _Run:
         known = None
         if self.attack.restarts > 1:
             known = {name: pad(values[rows], self.chunk) for name, values in self.best.items()}
-        _write(self.best, rows, self._best(self.states, slots, known))
+        _write(self.best, rows, self._best(self.states, rows, slots, self.chunk, known))
         self.lane_example[slots] = -1
         won = self.best["success"][rows] & (self.stop == "success")
         self.runs_done[rows] = np.where(won, self.attack.restarts, self.runs_done[rows] + 1)
         self.queue.extend(rows[self.runs_done[rows] < self.attack.restarts].tolist())
 
-    def _fresh(self, rows: np.ndarray, runs: np.ndarray) -> Any:
+    def _fresh(self, rows: np.ndarray, runs: np.ndarray, chunk: int | None = None) -> Any:
         """States of the given runs of some examples, at most a chunk, and padded to one."""
-        rows, runs = pad(rows, self.chunk), pad(runs, self.chunk).astype(np.uint32)
+        chunk = chunk or self.chunk
+        rows, runs = pad(rows, chunk), pad(runs, chunk).astype(np.uint32)
         goal = jax.tree.map(lambda leaf: leaf[rows], self.goal)
         jobs = (self.images[rows], goal, self.there.key, self.indices[rows], runs, self.logits[rows])
         return self.programs.fresh(self.there.attack, *jobs)
@@ -334,28 +420,31 @@ class _Run:
         """Lanes that all hold a copy of the first of some states: a state of zeros might be one no attack knows."""
         return self.programs.fill(np.zeros(self.width, np.int32), new)
 
-    def _best(self, states: Any, slots: np.ndarray, known: Books | None = None) -> Books:
-        found = self.programs.harvest(self.there.attack, states, pad(slots, self.chunk), known, stop=self.stop)
+    def _best(self, states: Any, rows: np.ndarray, slots: np.ndarray, chunk: int, known: Books | None = None) -> Books:
+        """What the lanes `slots` have booked for the examples `rows`, at most a chunk."""
+        images = self.images[pad(rows, chunk)]
+        found = self.programs.harvest(self.there.attack, states, pad(slots, chunk), images, known, stop=self.stop)
         return {name: values[: len(slots)] for name, values in jax.device_get(found).items()}
 
-    def conclude(self) -> AttackResult:
-        """Success confirmed by a fresh forward pass, as in `attacks.run`."""
+    def conclude(self) -> tuple[AttackResult, np.ndarray]:
+        """Success confirmed by a fresh forward pass, as in `attacks.run`, and the classes that it saw."""
         best = self.best
         claimed = np.flatnonzero(best["success"])
         logits = self.logits.copy()
         if len(claimed):
-            logits[claimed] = predict(self.there.model, best["image"][claimed], batch_size=self.batch)
+            logits[claimed] = forward(self.there.model, best["image"], claimed, self.batch)
         confirmed = best["success"] & np.asarray(met(self.goal, logits))
-        booked = (best["success"], confirmed, best["non_finite"], best["forwards"])
-        return AttackResult(
+        booked = (best["success"], confirmed, best["inside"], best["non_finite"], best["forwards"])
+        result = AttackResult(
             images=best["image"],
-            success=confirmed,
+            success=confirmed & best["inside"],
             loss=best["loss"],
             size=best["size"],
             forwards=best["forwards"] + 1,
             backwards=best["backwards"],
             code=engine.verdict(*booked, where=np.where, started=engine.has_started(self.attack, best["loss"])),
         )
+        return result, logits.argmax(-1)
 
     @functools.cached_property
     def _fingerprint(self) -> str:

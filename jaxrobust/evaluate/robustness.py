@@ -13,11 +13,14 @@ import numpy as np
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, predict, replicated, run_lanes
+from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits, replicated, run_lanes
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
 from jaxrobust.types import Classifier, Code, Key, Number
 
 __all__ = ["curve", "robustness"]
+
+LONGEST_NAME = 200  # bytes of an attack's name, of the 255 that a file's may have
+RESERVED_NAMES = (".", "..", "pictures")
 
 
 def robustness(
@@ -78,21 +81,22 @@ def robustness(
         raise TypeError(f"trained_on must be a sequence of names; got the string {trained_on!r}")
     _checks.count("lanes", lanes)
     everywhere = replicated(devices)
-    for attack in named.values():
-        check(attack, model, images, labels, key=key)
+    for i, attack in enumerate(named.values()):
+        check(attack, model, images, labels, key=key, ask=i == 0)
     # placed here once, so that all forward passes share one program
     model = jax.device_put(model, everywhere)
-    logits = predict(model, images, batch_size=lanes)
-    fate, points = _clean_fate(logits, labels), images
+    logits = clean_logits(model, images, batch_size=lanes)
+    fate, points, prediction = _clean_fate(logits, labels), images, logits.argmax(-1)
     outcomes = {}
     for attack_name, attack in named.items():
         rows = np.flatnonzero(fate == ROBUST) if only_survivors else np.arange(len(images))
+        among: Any = rows if len(rows) < len(images) else slice(None)  # of all, a view
         found = None
         if len(rows):
             found = run_lanes(
                 attack,
                 model,
-                images[rows],
+                images[among],
                 labels[rows],
                 key=jax.random.fold_in(key, binascii.crc32(attack_name.encode())),
                 indices=rows,
@@ -103,9 +107,9 @@ def robustness(
                 save=None if save_dir is None else pathlib.Path(save_dir) / f"{attack_name}.npz",
                 progress=f"{name} | {attack_name}" if progress else False,
             )
-        outcomes[attack_name] = outcome = _outcome(attack, found, rows, fate, points)
+        outcomes[attack_name] = outcome = _outcome(attack, found, rows, fate, points, prediction)
         if only_survivors:
-            fate, points = outcome.outcome, outcome.images
+            fate, points, prediction = outcome.outcome, outcome.images, outcome.prediction
     return Evaluation(
         name=name,
         labels=labels,
@@ -130,7 +134,12 @@ def _fate(fate: np.ndarray, success: Any, code: Any) -> np.ndarray:
 
 
 def _outcome(
-    attack: Attack, found: LaneResult | None, rows: np.ndarray, fate: np.ndarray, points: np.ndarray
+    attack: Attack,
+    found: LaneResult | None,
+    rows: np.ndarray,
+    fate: np.ndarray,
+    points: np.ndarray,
+    prediction: np.ndarray,
 ) -> AttackOutcome:
     """Lane results of some rows, spread over all examples; None where no row was left."""
     count = len(fate)
@@ -139,21 +148,29 @@ def _outcome(
         "size": np.zeros(count, points.dtype),
         "loss": np.full(count, np.nan, points.dtype),
         "code": np.full(count, Code.RAN, np.int32),
-        "images": points.copy(),
+        "images": points,
         "forwards": np.zeros(count, np.int32),
         "backwards": np.zeros(count, np.int32),
     }
+    prediction = prediction.copy()
     if found is not None:
+        prediction[rows] = found.prediction
         outcome["outcome"][rows] = _fate(fate[rows], found.result.success, found.result.code)
-        for name in outcome.keys() - {"outcome"}:
+        if len(rows) == count:
+            outcome["images"] = np.asarray(found.result.images, points.dtype)  # the lanes' own array
+        else:
+            outcome["images"] = points.copy()
+            outcome["images"][rows] = found.result.images
+        for name in outcome.keys() - {"outcome", "images"}:
             outcome[name][rows] = getattr(found.result, name)
-    return AttackOutcome(attack=attack, counts=found.counts if found else LaneCounts(0, 0, 0.0), **outcome)
+    counts = found.counts if found else LaneCounts(0, 0, 0.0)
+    return AttackOutcome(attack=attack, counts=counts, prediction=prediction, **outcome)
 
 
 def _pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(data, np.ndarray) or not hasattr(data, "__iter__") or len(parts := tuple(data)) != 2:
         raise TypeError(f"data must be a pair of images and labels; got {type(data).__name__}")
-    return np.asarray(parts[0]), np.asarray(parts[1])
+    return _checks.widened(np.asarray(parts[0])), np.asarray(parts[1])
 
 
 def _named(attacks: Attack | Sequence[Attack] | Mapping[str, Attack]) -> dict[str, Attack]:
@@ -168,13 +185,23 @@ def _named(attacks: Attack | Sequence[Attack] | Mapping[str, Attack]) -> dict[st
     for place, attack in places:
         if not isinstance(attack, Attack):
             raise TypeError(f"attacks[{place!r}] must be an Attack; got {attack!r}")
-        name = place if isinstance(attacks, Mapping) else f"{type(attack).__name__}-{type(attack.set).__name__}".lower()
-        if not isinstance(name, str) or not name or any(c in name for c in "/\\\0"):
-            raise ValueError(f"attacks must have names that can name a file; got {name!r}")
+        own = f"{type(attack).__name__}-{type(attack.set).__name__}".lower()
+        name = _file_name(place if isinstance(attacks, Mapping) else own)
         if name in named:
             raise ValueError(f"attacks of one kind need names, pass a dictionary; got {name!r} again")
         named[name] = attack
     return named
+
+
+def _file_name(name: Any) -> str:
+    """The name of an attack, refused before anything is computed if no file for its progress could be called so."""
+    if not isinstance(name, str) or not name or not name.isprintable() or any(c in name for c in "/\\"):
+        raise ValueError(f"attacks must have names that can name a file; got {name!r}")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"attacks must have names of at most {LONGEST_NAME} bytes; got {len(name.encode())}: {name!r}")
+    if name.casefold() in RESERVED_NAMES:
+        raise ValueError(f"attacks must not be named as a run's own files, {RESERVED_NAMES}; got {name!r}")
+    return name
 
 
 def curve(
@@ -215,7 +242,7 @@ def curve(
     ladder = [attack.with_radius(radius) for radius in radii]
     check(ladder[0], model, images, labels, key=key)
     model = jax.device_put(model, everywhere)
-    logits = predict(model, images, batch_size=lanes)
+    logits = clean_logits(model, images, batch_size=lanes)
     fate = _clean_fate(logits, labels)
     accuracies = []
     for radius, rung in zip(radii, ladder, strict=True):

@@ -67,8 +67,8 @@ def save_run(
         run_dir: the folder, made if need be.
         evaluations: one a model, all on the same examples and attacks.
         title: the page's title.
-        models: the classifiers by name, to label the adversarial pictures with their predictions; None leaves out
-            the pictures' predictions.
+        models: the classifiers by name, to label the adversarial pictures with what they predict now; None takes what
+            they predicted when successes were confirmed.
         data: what the data is: "name", "split", "class_names".
         config: the run's configuration, a dataclass or dictionary.
         curves: from `curves`.
@@ -119,6 +119,7 @@ def save_run(
         "curves": list(curves),
         "trajectories": list(trajectories),
         "pictures": "pictures.npz" if pictures else None,
+        "legend": report.LEGEND,
     }
     _store.write_json(run_dir / "results.json", results)
     return report.render(run_dir)
@@ -248,14 +249,19 @@ def _choose(evaluations: Sequence[Evaluation], count: int) -> np.ndarray:
 def _pictures(
     evaluations: Sequence[Evaluation], models: Mapping[str, Classifier], shown: np.ndarray
 ) -> dict[str, np.ndarray]:
+    """The arrays, by the places of models and attacks: two names put together may be those of another pair."""
     first = evaluations[0]
     arrays = {"clean": first.images[shown], "label": first.labels[shown]}
-    for evaluation in evaluations:
-        arrays[f"{evaluation.name}/prediction"] = evaluation.prediction[shown]
-        for name, outcome in evaluation.outcomes.items():
-            images = outcome.images[shown]
-            arrays[f"{evaluation.name}/{name}/images"] = images
+    for place, evaluation in enumerate(evaluations):
+        arrays[report.picture_key("prediction", place)] = evaluation.prediction[shown]
+        for number, outcome in enumerate(evaluation.outcomes.values()):
+            images, prediction = outcome.images[shown], outcome.prediction
+            arrays[report.picture_key("images", place, attack=number)] = images
             if evaluation.name in models:
-                logits = predict(models[evaluation.name], images, batch_size=len(images))
-                arrays[f"{evaluation.name}/{name}/prediction"] = logits.argmax(-1)
+                after = predict(models[evaluation.name], images, batch_size=len(images)).argmax(-1)
+            elif prediction is not None:
+                after = prediction[shown]
+            else:
+                continue
+            arrays[report.picture_key("prediction", place, attack=number)] = after
     return arrays

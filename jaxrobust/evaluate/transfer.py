@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
-from jaxrobust.evaluate._programs import predict
+from jaxrobust.evaluate._programs import clean_logits, predict
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import run_lanes
+from jaxrobust.evaluate.lanes import check, run_lanes
 from jaxrobust.types import Classifier, Key
 
 __all__ = ["Transfer", "ensemble", "transfer"]
@@ -165,7 +165,7 @@ def transfer(
     """
     if isinstance(data, np.ndarray) or not hasattr(data, "__iter__") or len(parts := tuple(data)) != 2:
         raise TypeError(f"data must be a pair of images and labels; got {type(data).__name__}")
-    images, labels = np.asarray(parts[0]), np.asarray(parts[1])
+    images, labels = _checks.widened(np.asarray(parts[0])), np.asarray(parts[1])
     for name, models in (("sources", sources), ("targets", targets)):
         if not isinstance(models, Mapping) or not models:
             raise ValueError(f"{name} must be a dictionary from names to models, at least one; got {models!r}")
@@ -175,9 +175,12 @@ def transfer(
     _checks.count("lanes", lanes)
     _checks.image_shape(images)
     _checks.label_shape("labels", labels, images)
-    clean, success, points = {}, {}, {}
+    logits, clean, success, points = {}, {}, {}, {}
+    for source in sources.values():
+        check(attack, source, images, labels, key=key)
     for name, model in {**targets, **sources}.items():
-        clean[name] = _right(predict(model, images, batch_size=lanes), labels)
+        logits[name] = clean_logits(model, images, batch_size=lanes)
+        clean[name] = _right(logits[name], labels)
     for name, model in sources.items():
         found = run_lanes(
             attack,
@@ -185,6 +188,7 @@ def transfer(
             images,
             labels,
             key=key,
+            logits=logits[name],
             lanes=lanes,
             early_stop=False,
             devices=devices,

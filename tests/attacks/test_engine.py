@@ -49,6 +49,11 @@ BAD_INPUT = {
     "label too large": ({"labels": np.array([0, 1, 2, 4])}, ValueError, r"labels must lie in \[0, 4\).*\[0, 4\]"),
     "label negative": ({"labels": np.array([0, 1, 2, -1])}, ValueError, r"labels must lie in \[0, 4\)"),
     "target too large": ({"labels": Targeted(np.full(4, 9))}, ValueError, r"targets must lie in \[0, 4\)"),
+    "own target": (
+        {"labels": Targeted(np.array([1, 0, 2, 3]), np.array([1, 1, 2, 0]))},
+        ValueError,
+        "targets must be other classes than the labels; got 2 of 4 images",
+    ),
     "probabilities": (
         function(lambda x: jax.nn.softmax(x.reshape(len(x), -1)[:, :3])),
         ValueError,

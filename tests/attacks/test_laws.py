@@ -357,3 +357,20 @@ def test_nan_logits_are_neither_robust_nor_a_success(early_stop):
 def test_registry_refuses_a_taken_name():
     with pytest.raises(ValueError, match="'pgd' again"):
         attacks.register("pgd", attacks.pgd)
+
+
+# how many steps they take by default depends on the radius, and is static
+BY_RADIUS = {"bim", "least_likely"}
+
+
+@pytest.mark.parametrize("name", sorted(attacks.REGISTRY))
+def test_another_radius_is_that_of_another_set(name):
+    """Steps go with the radius, so that a curve over radii is one of the method itself."""
+    entry = attacks.REGISTRY[name]
+    perturbation_set = sets.REGISTRY[entry.on]()
+    made, radius = entry(perturbation_set), float(perturbation_set.radius) / 2
+    steps = {"steps": made.steps} if name in BY_RADIUS else {}
+    expected = entry.make(perturbation_set.with_radius(radius), **steps)
+    changed = made.with_radius(radius)
+    assert jax.tree.structure(changed) == jax.tree.structure(expected)
+    assert_equal(changed, expected, atol=1e-7)

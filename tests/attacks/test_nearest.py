@@ -116,7 +116,7 @@ SHORT = {"l0": sets.L0(1e4), "l1": sets.L1(1e4), "l2": sets.L2(1e4), "linf": set
 
 
 def _bent(params, images):
-    """A margin −(R − r)⁴ up to R and (r − R)⁴ beyond: at every r the linearised distance is a quarter of what is left."""
+    """A margin −(R − r)⁴ up to R and (r − R)⁴ beyond: of what is left the linearised distance is always a quarter."""
     weights, goal = params
     left = 1 - (images - 0.5).reshape(len(images), -1) @ weights / goal
     return jnp.stack([left * jnp.abs(left) ** 3, jnp.zeros(len(images))], 1)

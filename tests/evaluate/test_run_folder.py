@@ -129,15 +129,61 @@ def test_the_pictures_are_the_points_and_their_predictions(saved, evaluations, d
     np.testing.assert_array_equal(pictures["label"], labels[rows])
     # as many classes as there are come before any comes twice
     assert len(set(pictures["label"][: len(set(labels.tolist()))].tolist())) == len(set(labels.tolist()))
-    for evaluation in evaluations:
-        np.testing.assert_array_equal(pictures[f"{evaluation.name}/prediction"], evaluation.prediction[rows])
-        for name, outcome in evaluation.outcomes.items():
-            shown = pictures[f"{evaluation.name}/{name}/images"]
+    for place, evaluation in enumerate(evaluations):
+        np.testing.assert_array_equal(pictures[report.picture_key("prediction", place)], evaluation.prediction[rows])
+        for number, outcome in enumerate(evaluation.outcomes.values()):
+            shown = pictures[report.picture_key("images", place, attack=number)]
             np.testing.assert_array_equal(shown, outcome.images[rows])
-            prediction = pictures[f"{evaluation.name}/{name}/prediction"]
+            prediction = pictures[report.picture_key("prediction", place, attack=number)]
             np.testing.assert_array_equal(prediction, MODELS[evaluation.name](shown).argmax(-1))
             fooled = outcome.outcome[rows] == 1
             assert (prediction[fooled] != pictures["label"][fooled]).all()
+
+
+def test_predictions_are_kept_from_the_attack(evaluations):
+    """A captioned picture needs no further forward pass."""
+    for evaluation in evaluations[:2]:
+        for outcome in evaluation.outcomes.values():
+            seen = MODELS[evaluation.name](outcome.images).argmax(-1)
+            np.testing.assert_array_equal(outcome.prediction, seen)
+            assert (outcome.prediction != evaluation.prediction).any()
+
+
+def test_an_evaluation_saved_by_itself_says_what_its_pictures_became(evaluations, tmp_path):
+    page = evaluations[0].save(tmp_path).read_text(encoding="utf-8")
+    assert "→" in page
+    assert "→ –" not in page
+
+
+def test_pictures_of_models_whose_names_hold_others_are_kept_apart(evaluations, tmp_path):
+    """Images of "cnn" under "linf", and what "cnn/linf" says without an attack, had one name."""
+    twins = [
+        dataclasses.replace(evaluations[0], name="cnn"),
+        dataclasses.replace(evaluations[1], name="cnn/linf"),
+    ]
+    save_run(tmp_path, twins, title="Twins")
+    run = report.load(tmp_path)
+    rows = [int(np.flatnonzero((twins[0].images == clean).all((1, 2, 3)))[0]) for clean in run.pictures["clean"]]
+    for place, evaluation in enumerate(twins):
+        np.testing.assert_array_equal(run.picture("prediction", place), evaluation.prediction[rows])
+        for name, outcome in evaluation.outcomes.items():
+            np.testing.assert_array_equal(run.picture("images", place, attack=name), outcome.images[rows])
+            np.testing.assert_array_equal(run.picture("prediction", place, attack=name), outcome.prediction[rows])
+
+
+def test_the_legend_explains_every_field(saved):
+    found = results(saved[0])
+    mine = {"settings", "config", "versions", "notes", "legend"}  # what is in these has names of its own
+    names = {*MODELS, *ATTACKS}
+
+    def fields(value):
+        if isinstance(value, list):
+            return set().union(*map(fields, value))
+        if not isinstance(value, dict):
+            return set()
+        return set(value).union(*(fields(item) for name, item in value.items() if name not in mine))
+
+    assert fields(found) - names - {"legend"} == set(found["legend"])
 
 
 def test_a_finished_run_is_not_overwritten(saved, evaluations):
