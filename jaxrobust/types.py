@@ -92,6 +92,7 @@ class Code(IntEnum):
     NON_FINITE = 2
     DISAGREED = 3
     OUTSIDE = 4
+    NO_START = 5
 
     @property
     def message(self) -> str:
@@ -102,6 +103,7 @@ class Code(IntEnum):
             Code.NON_FINITE: "the model returned NaN or infinite logits; counted neither as robust nor as a success",
             Code.DISAGREED: "success was seen during the attack, but a fresh forward pass did not confirm it",
             Code.OUTSIDE: "a success that its own set does not contain, or outside of [0, 1]; not counted as one",
+            Code.NO_START: "the attack found no adversarial start to search from; give it `starts`",
         }[self]
 
 

@@ -54,6 +54,11 @@ class Around(Attack):
         return self.attack.sees_draws
 
     @property
+    def needs_start(self) -> bool:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.needs_start
+
+    @property
     def knowledge(self) -> Knowledge:
         """The attack's."""
         return self.attack.knowledge

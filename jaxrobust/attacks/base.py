@@ -74,6 +74,9 @@ class Attack(abc.ABC):
     ends_early = False
     # whether the point it keeps is the nearest success, so that sizes are distances to the decision boundary; static
     minimum_norm = False
+    # whether it searches from a point that meets the criterion, and does nothing where it finds none; its loss is −∞
+    # then, and only then; static
+    needs_start = False
     # whether what it sees of a point is one draw of the model among many, so that a success seen may be luck; static
     sees_draws = False
 

@@ -114,10 +114,10 @@ def _answer(
     passes = [jax.vjp(model, piece) if gradient else (model(piece), None) for piece in pieces]
 
     def whole(parts: list[Array]) -> Array:
-        joined = [part.reshape(count, -1, *part.shape[1:]) for part in parts]
+        rows = [part.reshape(count, -1, *part.shape[1:]) for part in parts]
         if ends == (queries,):
-            return joined[0]
-        joined = jnp.concatenate(joined, 1)
+            return rows[0]
+        joined = jnp.concatenate(rows, 1)
         return jnp.pad(joined, [(0, 0), (0, queries - joined.shape[1])] + [(0, 0)] * (joined.ndim - 2))
 
     logits = whole([logits for logits, _ in passes])
@@ -166,14 +166,21 @@ def merge(first: Best, second: Best, *, stop: Stop) -> Best:
     )
 
 
-def verdict(success: Any, confirmed: Any, inside: Any, non_finite: Any, forwards: Any, *, where: Any) -> Any:
+def verdict(
+    success: Any, confirmed: Any, inside: Any, non_finite: Any, forwards: Any, *, where: Any, started: Any = True
+) -> Any:
     """The `Code` of each example, from what was booked, whether a fresh pass confirms it and the set contains it;
     NumPy's where or JAX's.
     """
-    failed = where(success, Code.DISAGREED, where(non_finite, Code.NON_FINITE, Code.RAN))
+    failed = where(success, Code.DISAGREED, where(non_finite, Code.NON_FINITE, where(started, Code.RAN, Code.NO_START)))
     failed = where(success & ~inside, Code.OUTSIDE, failed)
     won = where(forwards == 0, Code.ALREADY, Code.RAN)
     return where(success & confirmed & inside, won, failed).astype(np.int32)
+
+
+def has_started(attack: Attack, loss: Any) -> Any:
+    """Whether an example's search had a point to start from, by the loss that is booked."""
+    return loss > -np.inf if attack.needs_start else np.ones((), bool)
 
 
 def contained(attack: Attack, images: Array, best: Best) -> Array:
@@ -206,7 +213,15 @@ def conclude(attack: Attack, model: Classifier, images: Array, goal: Criterion, 
         size=best.size,
         forwards=best.forwards + 1,
         backwards=best.backwards,
-        code=verdict(claimed, confirmed, inside, best.non_finite, best.forwards, where=jnp.where),
+        code=verdict(
+            claimed,
+            confirmed,
+            inside,
+            best.non_finite,
+            best.forwards,
+            where=jnp.where,
+            started=has_started(attack, best.loss),
+        ),
         parameters=best.parameters,
     )
 

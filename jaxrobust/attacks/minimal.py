@@ -53,6 +53,7 @@ class Minimal(Around):
     high: Number | None = None
     ends_early = True
     minimum_norm = True
+    needs_start = False  # its own loss says only whether a radius succeeded
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,7 +137,8 @@ class Minimal(Around):
         radius = jnp.where(over, radius, state.radius)
         trial = state.trial + over.astype(jnp.int32)
         fresh = self._trial(state.key, state.x, state.goal, state.logits, state.restart, trial, radius)
-        inner = choose(over, fresh, inner)
+        # the last trial stays as it ended, for training
+        inner = choose(over & (trial < self.steps), fresh, inner)
         return dataclasses.replace(state, trial=trial, radius=radius, low=low, best=best, inner=inner, loss=loss)
 
     def done(self, state: MinimalState) -> Bool[Array, ""]:
@@ -152,8 +154,8 @@ class Minimal(Around):
         return state.loss
 
     def last(self, state: MinimalState) -> Image:
-        """The smallest success, or the clean image."""
-        return state.best.image
+        """The smallest success, else where the trial stands."""
+        return jnp.where(state.best.success, state.best.image, self._at(state.radius).last(state.inner))
 
     def _at(self, radius: Number) -> Attack:
         return self.attack.with_radius(radius)

@@ -489,7 +489,7 @@ class _Run:
             size=best["size"],
             forwards=best["forwards"] + 1,
             backwards=best["backwards"],
-            code=engine.verdict(*booked, where=np.where),
+            code=engine.verdict(*booked, where=np.where, started=engine.has_started(self.attack, best["loss"])),
         )
         return result, logits.argmax(-1)
 

@@ -125,6 +125,7 @@ class AttackOutcome:
             "with NaN or infinite logits": int((self.outcome == NON_FINITE).sum()),
             "successes not confirmed": int((self.code == Code.DISAGREED).sum()),
             "successes outside of the set": int((self.code == Code.OUTSIDE).sum()),
+            "without a start": int((self.code == Code.NO_START).sum()),
         }
         return "".join(f"; {count} {what}" for what, count in found.items() if count)
 
@@ -145,6 +146,7 @@ class AttackOutcome:
             "non_finite": int((self.outcome == NON_FINITE).sum()),
             "disagreed": int((self.code == Code.DISAGREED).sum()),
             "outside": int((self.code == Code.OUTSIDE).sum()),
+            "no_start": int((self.code == Code.NO_START).sum()),
         }
 
 

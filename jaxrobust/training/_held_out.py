@@ -70,4 +70,4 @@ def _correct(classifier: Classifier, images: Any, labels: Any) -> Any:
 @_compile.jit
 def _robust(attack: Any, classifier: Classifier, batch: Any, key: Key) -> Any:
     result = attacks.run(attack, classifier, batch.images, batch.labels, key=key, indices=batch.index, early_stop=True)
-    return ~result.success & (result.code == Code.RAN)
+    return ~result.success & ((result.code == Code.RAN) | (result.code == Code.NO_START))
