@@ -161,7 +161,7 @@ class EOT(Around):
         if getattr(self.attack, "minimum_norm", False):
             raise ValueError(
                 "attack must not be a minimum-norm one under eot: its points lie on the boundary, where draws "
-                f"are right as often as wrong; take minimal(eot(pgd(...))), or a set of the radius; got {self.attack}"
+                f"are right as often as wrong; take evaluate.curve of eot(pgd(...)) over radii; got {self.attack}"
             )
         if getattr(self.attack, "sees_draws", False):
             raise ValueError(f"attack must not be around eot already; got {self.attack}")
@@ -271,7 +271,7 @@ def eot(attack: Attack, *, samples: int = 20) -> Attack:
     and booked by them. Attack `RandomClassifier.mean(key)`: its draws, which the attack does not see, alone say what is
     a success; points that were one by luck get `Code.DISAGREED`. For that reason no first success ends a search.
 
-    Attacks around others, such as `restarts`, `worst_of` or `minimal`, are put around the attack under expectation:
+    Attacks around others, such as `restarts` or `worst_of`, are put around the attack under expectation:
     eot(restarts(a, n)) is restarts(eot(a), n).
 
     Cost: n times the attack's forwards and backwards and n more forwards a run; the clean and the confirming pass are n
@@ -286,7 +286,7 @@ def eot(attack: Attack, *, samples: int = 20) -> Attack:
 
     Raises:
         TypeError: not an attack.
-        ValueError: samples below 1, a minimum-norm attack (but `minimal` of another), or one around `eot` already; when
+        ValueError: samples below 1, a minimum-norm attack or `minimal`, or one around `eot` already; when
             run, a model that is not the mean of a `RandomClassifier`.
 
     Example:

@@ -247,6 +247,7 @@ def test_a_loop_ends_when_all_is_done_and_finds_the_same(monkeypatch):
     assert any(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_the_host_s_loop_ends_too():
     network, images, labels = good()
     images, goal, keys = jnp.asarray(images), Misclassified(jnp.asarray(labels)), attacks.example_keys(KEY, range(4))
@@ -286,6 +287,7 @@ def test_what_uses_no_gradients_does_not_differentiate(made):
     assert found.success[-1]
 
 
+@pytest.mark.slow
 def test_an_ask_is_as_wide_as_what_is_meant():
     """The points that the machine looks at are those of the attacks, not the widest attack's at every ask."""
     asked = []

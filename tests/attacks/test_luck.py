@@ -60,7 +60,7 @@ AROUND = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "on_survivors(eot)" else [pytest.mark.slow]) for name in AROUND]
+    "name", [pytest.param(name, marks=[] if name == "eot" else [pytest.mark.slow]) for name in AROUND]
 )
 def test_the_robust_accuracy_of_a_random_model_is_near_the_true_one(name, noisy):
     """Whoever evaluates, and however often luck is tried."""
@@ -68,7 +68,7 @@ def test_the_robust_accuracy_of_a_random_model_is_near_the_true_one(name, noisy)
     attack = AROUND[name](WALK)
     options = {"key": KEY, "progress": False, "devices": jax.local_devices()[:1]}
     reported = evaluate.robustness(model, data, {"a": attack}, **options).outcomes["a"]
-    assert abs(reported.robust.mean() - 0.5) <= 0.08
+    assert abs(reported.robust.mean() - 0.5) <= 0.1
     if name == "eot":
         found = evaluate.autoattack(model, data, attacks={"a": attack}, early_stop=True, **options)
         assert found.accuracy == reported.robust.mean()
@@ -80,7 +80,6 @@ def test_no_first_success_under_randomness_is_final(name):
     assert attack.sees_draws
     assert not attack.first_success_is_final
     assert attacks.engine.stop_of(attack, True) == "clean"
-    assert attacks.minimal(attack).sees_draws
 
 
 def test_whether_a_first_success_is_final_is_the_attack_s_to_say():
@@ -90,7 +89,8 @@ def test_whether_a_first_success_is_final_is_the_attack_s_to_say():
         for around in (attacks.targeted_each(made), attacks.restarts(made, 1)):
             assert around.first_success_is_final == made.first_success_is_final
         assert attacks.worst_of(made).first_success_is_final == (not made.sees_draws)
-        assert not attacks.minimal(made).first_success_is_final
+        if not made.sees_draws:
+            assert not attacks.minimal(made).first_success_is_final
 
 
 def test_expectation_goes_to_the_innermost_attacks():
@@ -98,7 +98,6 @@ def test_expectation_goes_to_the_innermost_attacks():
     first, second = around.attacks
     assert isinstance(first, EOT)
     assert isinstance(second.attack.attack, EOT)
-    assert isinstance(eot(attacks.minimal(WALK)).attack, EOT)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +105,11 @@ def test_expectation_goes_to_the_innermost_attacks():
     [
         (lambda: eot(attacks.fmn(sets.L2(1.0))), "attack must not be a minimum-norm one under eot.*got FMN"),
         (lambda: eot(attacks.restarts(attacks.boundary(sets.L2(1.0)), 2)), "minimum-norm"),
+        (lambda: eot(attacks.minimal(WALK)), "attack must not be around eot: the smallest success"),
+        (
+            lambda: attacks.minimal(attacks.restarts(eot(WALK), 2)),
+            "attack must not be around eot: the smallest success",
+        ),
         (lambda: eot(eot(WALK)), "attack must not be around eot already; got"),
         (lambda: attacks.worst_of(eot(WALK), WALK), "attacks must all be around eot or none"),
     ],
@@ -115,6 +119,7 @@ def test_what_cannot_work_is_refused(build, message):
         build()
 
 
+@pytest.mark.slow
 def test_what_is_booked_is_a_fresh_estimate(noisy):
     """Not the luckiest of all iterates, nor of all runs: booked losses are on average those of many draws."""
     model, (images, labels), defence = noisy
@@ -129,19 +134,6 @@ def test_what_is_booked_is_a_fresh_estimate(noisy):
 
     gap = np.asarray(found.loss) - np.asarray(fresh(found.images))
     assert abs(gap.mean()) <= 3 * gap.std() / np.sqrt(len(gap)) + 0.02
-
-
-@pytest.mark.slow
-def test_the_smallest_radius_under_randomness_is_found_and_holds(noisy):
-    """`minimal` of an attack that sees draws: a radius holds by a second look, and is near the true one."""
-    model, (images, labels), _ = noisy
-    found = attacks.run(
-        attacks.minimal(eot(attacks.fgsm(sets.Linf(0.2)), samples=40), steps=7), model, images, labels, key=KEY
-    )
-    distance = np.linspace(0.02, 1.98, COUNT) * RADIUS
-    held = np.asarray(found.success)
-    assert held.mean() > 0.5
-    assert np.median(np.abs(np.asarray(found.size)[held] - distance[held])) < 0.3 * RADIUS
 
 
 def test_apgd_goes_by_the_mean_of_the_draws_losses():
@@ -159,6 +151,7 @@ def test_apgd_goes_by_the_mean_of_the_draws_losses():
     assert abs(float(told(draws)) - float(jax.nn.softplus(-1.0))) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_worst_of_attacks_is_ranked_by_the_logits_of_its_point():
     network = tiny.dense_classifier(3)
     images, labels = tiny.images_and_labels(network, 6)
@@ -188,8 +181,14 @@ WRAPS = {
 }
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
-@pytest.mark.parametrize("name", [pytest.param("apgd_t"), pytest.param("targeted_each", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "wrap"),
+    [
+        pytest.param(name, wrap, marks=[] if (name, wrap) == ("apgd_t", "minimal") else [pytest.mark.slow])
+        for name in IDLE
+        for wrap in WRAPS
+    ],
+)
 def test_runs_that_have_nothing_to_do_cost_nothing(name, wrap):
     """Targets beyond the other classes: neither a count, nor an ask, nor a different result."""
     asked = []
