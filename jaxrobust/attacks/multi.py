@@ -45,7 +45,7 @@ class MSD(Booking):
     loss: Loss = "cross_entropy"
 
     def __post_init__(self) -> None:
-        check_run(self.set, self.steps, self.restarts, self.start, ("clean", "random"))
+        check_run(self, "clean", "random")
         if self.sparsity is not None:
             low, high = (_checks.count("sparsity", number) for number in self.sparsity)
             if low > high:
@@ -211,7 +211,7 @@ class AffineAscent(Ascent):
     loss: Loss = "cross_entropy"
 
     def __post_init__(self) -> None:
-        check_run(self.set, self.steps, self.restarts, self.start, ("weights", "random"))
+        check_run(self, "weights", "random")
         object.__setattr__(self, "relative_step_sizes", one_a_part(self.relative_step_sizes, self.set))
 
     def _first(self, key: Key, x: Image) -> Any:

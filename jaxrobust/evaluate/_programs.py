@@ -122,6 +122,8 @@ def predict(model: Classifier | HostModel, images: Any, *, batch_size: int = 128
     """
     _checks.image_shape(images)
     _checks.count("batch_size", batch_size)
+    if not isinstance(model, HostModel):
+        _checks.classifier(model)
     pieces = []
     for start in range(0, len(images), batch_size):
         piece = np.asarray(images[start : start + batch_size])

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _compile
+from jaxrobust import _checks, _compile
 from jaxrobust.attacks import EOT, Attack, Square, suite
+from jaxrobust.attacks.suites import BALLS, SUITES
 from jaxrobust.evaluate.outcomes import Evaluation
 from jaxrobust.evaluate.robustness import robustness
 from jaxrobust.losses import dlr
@@ -105,9 +106,10 @@ def autoattack(
         Croce and Hein, 2020, arXiv:2003.01690; in l1, Croce and Hein, 2021, arXiv:2103.01208.
     """
     if attacks is None:
-        if version not in VERSIONS:
-            raise ValueError(f"version must be one of {sorted(VERSIONS)}; got {version!r}")
-        attacks = suite(f"{VERSIONS[version]}-{norm}", radius=radius)
+        family = VERSIONS[_checks.choice("version", version, VERSIONS)]
+        norms = [known for known in BALLS if f"{family}-{known}" in SUITES]
+        _checks.choice("norm", norm, norms, otherwise=f" for version {version!r}")
+        attacks = suite(f"{family}-{norm}", radius=radius)
     if any(isinstance(attack, EOT) for attack in attacks.values()):
         options = {"early_stop": False, **options}
     evaluation = robustness(model, data, attacks, key=key, only_survivors=True, **options)

@@ -72,7 +72,7 @@ def robustness(
         >>> x, y = jr.data.load("digits")  # doctest: +SKIP
         >>> report = robustness(model, (x, y), jr.attacks.pgd(jr.sets.Linf(0.1)), key=key)  # doctest: +SKIP
     """
-    images, labels = _pair(data)
+    images, labels = _checks.pair(data)
     named = _named(attacks)
     if isinstance(trained_on, str):
         raise TypeError(f"trained_on must be a sequence of names; got the string {trained_on!r}")
@@ -150,12 +150,6 @@ def _outcome(
     return AttackOutcome(attack=attack, counts=found.counts if found else LaneCounts(0, 0, 0.0), **outcome)
 
 
-def _pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(data, np.ndarray) or not hasattr(data, "__iter__") or len(parts := tuple(data)) != 2:
-        raise TypeError(f"data must be a pair of images and labels; got {type(data).__name__}")
-    return np.asarray(parts[0]), np.asarray(parts[1])
-
-
 def _named(attacks: Attack | Sequence[Attack] | Mapping[str, Attack]) -> dict[str, Attack]:
     if isinstance(attacks, Attack):
         attacks = [attacks]
@@ -206,7 +200,7 @@ def curve(
     Raises:
         ValueError: a radius that is negative or not finite; see `robustness`.
     """
-    images, labels = _pair(data)
+    images, labels = _checks.pair(data)
     _checks.count("lanes", lanes)
     everywhere = replicated(devices)
     radii = [float(_checks.number("radii", radius)) for radius in radii]
