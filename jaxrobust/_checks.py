@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import re
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from jaxrobust import _compile
 from jaxrobust.types import Classifier, Confident, Criterion, Misclassified, Number, Towards
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _HOST = "wrap a function of NumPy arrays that calls it, for attacks without gradients: HostModel(function, classes)"
 # What to do with a model of another library, which need not be installed: by where its type, or a base of it, is.
@@ -114,10 +118,37 @@ def classifier(value: Any) -> None:
         return
     advice = _advice(value, _MODELS)
     if isinstance(value, type):
-        advice = f"make one first; {advice}" if advice else ""
+        advice = f"of an instance: {advice}" if advice else ""
     elif not advice and callable(value):
         advice = "wrap it: Classifier.from_function(function)"
     raise TypeError(f"model must be a Classifier; got {told(value)}{_in_brackets(advice)}")
+
+
+def explicit_mesh(*trees: Any) -> Any:
+    """The mesh with explicit axes on which an array lies, or None: there `vmap` fails on arrays of different places."""
+    for leaf in jax.tree.leaves(trees):
+        mesh = jax.typeof(leaf).sharding.mesh if isinstance(leaf, jax.Array) else None
+        if mesh is not None and AxisType.Explicit in mesh.axis_types:
+            return mesh
+    return None
+
+
+def off_mesh(function: _Function) -> _Function:
+    """A function of the host that places arrays itself, where the user's `jax.set_mesh` may have explicit axes."""
+
+    @functools.wraps(function)
+    def placed(*args: Any, **options: Any) -> Any:
+        if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+            return function(*args, **options)
+        with jax.set_mesh(Mesh(np.empty((), object), ())):
+            return function(*args, **options)
+
+    return placed  # type: ignore[return-value]
+
+
+def slip(text: str) -> None:
+    """Warn of what is allowed, but probably not meant: once for each text, wherever it comes from."""
+    warnings.warn(text, UserWarning, stacklevel=1)
 
 
 def pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -176,27 +207,29 @@ def is_traced(*trees: Any) -> bool:
 
 
 def image_shape(images: Any) -> None:
-    """Rank, dtype and batch size of images; a warning where the axes seem to be in another order."""
+    """Rank, dtype and batch size of images."""
     _is_array("images", images, "an array")
     if not np.issubdtype(images.dtype, np.floating):
         raise TypeError(f"images must be floating point in [0, 1]; got dtype {images.dtype} (divide uint8 by 255)")
     shape = tuple(images.shape)
-    if len(shape) != 4:
-        advice = _axes(shape)
-        raise ValueError(f"images must have shape (N, H, W, C); got {shape}{_in_brackets(advice)}")
+    axes(shape)
     if 0 in shape:
         raise ValueError(f"images must hold at least one image and pixel; got shape {shape}")
+
+
+def axes(shape: tuple[int, ...]) -> None:
+    """That images have four axes; a warning where they seem to be in another order."""
+    if len(shape) != 4:
+        raise ValueError(f"images must have shape (N, H, W, C); got {shape}{_in_brackets(_missing(shape))}")
     if shape[1] in (1, 3) and shape[2] == shape[3] > 4:
-        warnings.warn(
+        slip(
             f"images of shape (N, {shape[1]}, {shape[2]}, {shape[3]}) look like NCHW, but are taken as (N, H, W, C), "
             f"of {shape[3]} channels: pass images.transpose(0, 2, 3, 1), and transpose back inside a model that wants "
-            "NCHW",
-            UserWarning,
-            stacklevel=1,
+            "NCHW"
         )
 
 
-def _axes(shape: tuple[int, ...]) -> str:
+def _missing(shape: tuple[int, ...]) -> str:
     """What is to be done to the axes of images that are not four, as far as the shape tells."""
     if len(shape) == 5:
         return "join the batches: images.reshape(-1, *images.shape[2:])"
@@ -291,11 +324,10 @@ def logits_shape(model: Any, images: Any) -> int:
     try:
         out = forward.eval_shape(model, images)
     except Exception as error:
-        own = next((line for line in str(error).splitlines() if line.strip()), "no message")
+        own = next((line.rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
         advice = _untraceable(error) or _transposed(model, images)
-        raise ValueError(
-            f"{type(error).__name__} in the model: {own} (images of shape {shape}, NHWC){advice and f'; {advice}'}"
-        ) from error
+        where = f"the model failed on images of shape {shape}, NHWC{advice and f'; {advice}'}"
+        raise ValueError(f"{type(error).__name__}: {own} ({where})") from error
     if not hasattr(out, "shape") or not np.issubdtype(out.dtype, np.floating):
         raise TypeError(f"the model must return floating logits (N, K); got {out}")
     if len(out.shape) != 2 or out.shape[0] != shape[0]:

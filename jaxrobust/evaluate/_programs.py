@@ -105,6 +105,7 @@ def replicated(devices: Sequence[Any] | None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+@_checks.off_mesh
 def predict(model: Classifier | HostModel, images: Any, *, batch_size: int = 128) -> np.ndarray:
     """Logits of many images, batch by batch, the last one padded to the same shape.
 

@@ -60,6 +60,7 @@ class LaneResult:
     counts: LaneCounts
 
 
+@_checks.off_mesh
 def run_lanes(
     attack: Attack,
     model: Classifier | HostModel,
@@ -105,6 +106,8 @@ def run_lanes(
     everywhere = replicated(devices)
     split = len(everywhere.mesh.devices)
     part = max(_checks.count("lanes", lanes) // WIDTHS, 1)
+    if _checks.explicit_mesh(images, labels) is not None:
+        images, labels = jax.device_get((images, labels))  # of which slices can be taken
     indices, classes = check(attack, model, images, labels, key=key, indices=indices)
     # no wider than there are examples, in few sizes, since each is a program of its own
     width = -(-min(lanes, -(-len(images) // part) * part) // split) * split

@@ -20,6 +20,7 @@ from jaxrobust.types import Classifier, Code, Key, Number
 __all__ = ["curve", "robustness"]
 
 
+@_checks.off_mesh
 def robustness(
     model: Classifier | HostModel,
     data: Any,
@@ -171,6 +172,7 @@ def _named(attacks: Attack | Sequence[Attack] | Mapping[str, Attack]) -> dict[st
     return named
 
 
+@_checks.off_mesh
 def curve(
     model: Classifier | HostModel,
     data: Any,
