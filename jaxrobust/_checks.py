@@ -112,7 +112,7 @@ def _advice(value: Any, known: dict[str, str]) -> str:
     return next((advice for home, advice in known.items() if any(base.startswith(f"{home}.") for base in kinds)), "")
 
 
-def classifier(value: Any) -> None:
+def classifier(value: Any, *, name: str = "model") -> None:
     """A model that JAX can trace, wrapped; else an error that says how to wrap it."""
     if isinstance(value, Classifier):
         return
@@ -121,7 +121,7 @@ def classifier(value: Any) -> None:
         advice = f"of an instance: {advice}" if advice else ""
     elif not advice and callable(value):
         advice = "wrap it: Classifier.from_function(function)"
-    raise TypeError(f"model must be a Classifier; got {told(value)}{_in_brackets(advice)}")
+    raise TypeError(f"{name} must be a Classifier; got {told(value)}{_in_brackets(advice)}")
 
 
 def explicit_mesh(*trees: Any) -> Any:

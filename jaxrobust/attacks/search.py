@@ -186,6 +186,8 @@ def grid_search(
         Engstrom et al., 2019, arXiv:1712.02779.
     """
     check_set(set)
+    if not isinstance(points, (tuple, list)):
+        raise TypeError(f"points must be a tuple, one an axis of the grid; got {points!r}")
     return GridSearch(set, tuple(points), chunk, loss)
 
 
