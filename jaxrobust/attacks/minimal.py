@@ -59,7 +59,7 @@ class Minimal(Around):
         super().__post_init__()
         if getattr(self.attack, "sees_draws", False):
             raise ValueError(
-                "attack must not be around eot: the smallest success among noisy ones is the luckiest, and seldom holds; "
+                "attack must not be around eot: the smallest success of noisy ones is the luckiest, and seldom holds; "
                 f"take evaluate.curve over radii; got {self.attack}"
             )
         _checks.count("steps", self.steps)
