@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks.ascent import Booking, SearchState, finite, never_nan
+from jaxrobust.attacks.base import check_field
 from jaxrobust.losses import attack_loss
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.lp import L1, L2, Linf, norm
@@ -92,7 +93,7 @@ class MinimumNorm(Booking):
         distance = jnp.where(state.success, zero, jnp.inf)
         return NearState(**known, nearest=jnp.zeros_like(x), distance=distance, sure=state.success)
 
-    def _record(self, state: NearState, logits: Float[Array, "queries classes"], thetas: Any = None) -> NearState:
+    def _record(self, state: Any, logits: Float[Array, "queries classes"], thetas: Any = None) -> NearState:
         """The state after an ask of `thetas` (queries, H, W, C), of the iterate alone by default."""
         thetas = state.theta[None] if thetas is None else thetas
         sizes = jax.vmap(self.set.size, (None, 0))(state.x, thetas)
@@ -107,7 +108,7 @@ class MinimumNorm(Booking):
         book = dataclasses.replace(
             state, success=state.success & ~first, best_loss=jnp.where(first, -jnp.inf, state.best_loss)
         )
-        booked = self._book(book, thetas, -distances, logits, jnp.where(known, sure, admitted))
+        booked: Any = self._book(book, thetas, -distances, logits, jnp.where(known, sure, admitted))
         lengths = jnp.where(met, distances, jnp.inf)
         place = jnp.argmin(lengths)
         nearer = lengths[place] < state.distance
@@ -347,8 +348,7 @@ def choose(condition: Bool[Array, ""], first: Any, second: Any) -> Any:
 
 def check_steps(attack: Any, *numbers: str, counts: tuple[str, ...] = ("steps",)) -> None:
     """The settings at the door: static counts ≥ 1, and numbers ≥ 0 made canonical."""
-    if isinstance(attack.set, type):
-        raise TypeError(f"set must be a perturbation set such as L2(0.5); got the class {attack.set!r}")
+    check_field(attack.set)
     for name in counts:
         _checks.count(name, getattr(attack, name))
     for name in numbers:

@@ -16,7 +16,6 @@ from jaxrobust import _checks
 from jaxrobust.attacks._minimum import choose
 from jaxrobust.attacks.ascent import Ascent, Loss, SearchState, check_run, finite, run_in_words
 from jaxrobust.attacks.base import register
-from jaxrobust.losses import LOSSES
 from jaxrobust.sets import L1, L2, Linf, PerturbationSet
 from jaxrobust.sets.lp import _kth_largest, unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, Targeted, pytree
@@ -99,7 +98,7 @@ class AutoPGD(Ascent):
     start = "random"
 
     def __post_init__(self) -> None:
-        check_run(self.set, self.steps, self.restarts, self.start, ("random",))
+        check_run(self, "random")
         if _checks.count("targets", self.targets, low=0) and self.restarts % self.targets:
             raise ValueError(f"restarts must be a multiple of targets = {self.targets}; got {self.restarts}")
 
@@ -407,8 +406,6 @@ def apgd(
     """
     if not isinstance(set, (Linf, L2, L1)):
         raise TypeError(f"set must be Linf, L2 or L1; got {set!r}")
-    if not callable(loss):
-        _checks.choice("loss", loss, LOSSES)
     _checks.count("restarts", restarts)
     runs = restarts * max(_checks.count("targets", targets, low=0), 1)
     if isinstance(set, L1):

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
-from jaxrobust.attacks.base import Attack, Best, Points, is_better
-from jaxrobust.losses import followed
-from jaxrobust.sets import PerturbationSet
+from jaxrobust.attacks.base import Attack, Best, Points, check_field, is_better
+from jaxrobust.losses import LOSSES, followed
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
 __all__ = [
@@ -23,6 +22,7 @@ __all__ = [
     "Loss",
     "QueryAttack",
     "SearchState",
+    "check_loss",
     "check_run",
     "finite",
     "name_of",
@@ -296,15 +296,21 @@ class Ascent(Booking):
         return run_in_words(self.steps, self.start, self.restarts)
 
 
-def check_run(set: PerturbationSet, steps: int, restarts: int, start: str, starts: tuple[str, ...]) -> None:
-    """The settings that all searches with steps have, at the door."""
-    if isinstance(set, type):
-        raise TypeError(f"set must be a perturbation set such as Linf(8 / 255); got the class {set!r}")
-    _checks.count("steps", steps)
-    _checks.count("restarts", restarts)
-    _checks.choice("start", start, starts)
-    if restarts > 1 and start == "clean":
-        raise ValueError(f"restarts must be 1 without a random start; got {restarts} equal runs")
+def check_run(attack: Any, *starts: str) -> None:
+    """The settings that all searches with steps have, at the door; `starts` are those it knows."""
+    check_field(attack.set)
+    check_loss(attack.loss)
+    _checks.count("steps", attack.steps)
+    _checks.count("restarts", attack.restarts)
+    _checks.choice("start", attack.start, starts)
+    if attack.restarts > 1 and attack.start == "clean":
+        raise ValueError(f"restarts must be 1 without a random start; got {attack.restarts} equal runs")
+
+
+def check_loss(loss: Any) -> None:
+    """A loss by its name or as a function, at the door."""
+    if not callable(loss):
+        _checks.choice("loss", loss, LOSSES, otherwise=" or a function of (logits, criterion)")
 
 
 def run_in_words(steps: int, start: str, restarts: int) -> str:

@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple, cast
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxrobust import _checks
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, pytree
 
-__all__ = ["KNOWLEDGE", "REGISTRY", "Attack", "Best", "Knowledge", "is_better", "register"]
+__all__ = ["KNOWLEDGE", "REGISTRY", "Attack", "Best", "Knowledge", "check_field", "check_set", "is_better", "register"]
 
 Knowledge = Literal["gradients", "scores", "decisions"]
 # what the adversary must see of the model, from the most to the least
@@ -191,6 +192,18 @@ class Attack(abc.ABC):
     def with_radius(self, radius: Number) -> Attack:
         """The same attack on the same set with another radius; traced radii are welcome and never retrace."""
         return cast(Attack, dataclasses.replace(cast(Any, self), set=self.set.with_radius(radius)))
+
+
+def check_set(set: Any) -> None:
+    """That a function which makes an attack was given a set."""
+    if not isinstance(set, PerturbationSet):
+        raise TypeError(f"set must be a perturbation set such as Linf(8 / 255); got {_checks.told(set)}")
+
+
+def check_field(set: Any) -> None:
+    """The same for a field of an attack: JAX rebuilds pytrees around placeholders (objects, None, axes), which pass."""
+    if isinstance(set, (str, float, Attack)) or callable(set):
+        check_set(set)
 
 
 class Entry(NamedTuple):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxrobust import _checks, _compile
@@ -329,6 +330,9 @@ def run(
     check_attack(attack)
     _checks.key(key)
     _checks.image_shape(images)
+    arguments = attack, model, images, labels, key, indices
+    if (mesh := _checks.explicit_mesh(arguments)) is not None:
+        return _without_explicit_axes(arguments, mesh, early_stop=early_stop, check=check)
     images = _checks.widened(images)
     goal = _checks.criterion(labels, images)
     classes = _checks.logits_shape(model, images)
@@ -347,6 +351,16 @@ def run(
     if traced or loops_well or unroll:
         return _search(attack, model, images, goal, keys, stop=stop, unroll=unroll)
     return _stepped(attack, model, images, goal, keys, stop=stop)
+
+
+def _without_explicit_axes(given: Any, mesh: Any, **options: bool) -> AttackResult:
+    """`run` on arrays whose explicit sharding is left to the compiler inside; the result lies as the images do."""
+
+    def inside(attack: Attack, model: Classifier, images: Any, labels: Any, key: Key, indices: Any) -> AttackResult:
+        return run(attack, model, images, labels, key=key, indices=indices, **options)
+
+    rows = jax.typeof(given[2]).sharding.spec[:1] if _checks.explicit_mesh(given[2]) is not None else ()
+    return jax.sharding.auto_axes(inside, out_sharding=NamedSharding(mesh, PartitionSpec(*rows)))(*given)
 
 
 def _stepped(
@@ -393,6 +407,7 @@ def last_iterate(attack: Attack, model: Classifier, images: Array, goal: Criteri
     return lax.stop_gradient(jax.vmap(attack.last)(states))
 
 
+@_checks.off_mesh
 def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, key: Key) -> np.ndarray:
     """The attack's loss at every point it asks, to see whether it has converged.
 
@@ -406,11 +421,15 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
     Returns:
         (asks, N) losses; an example that is misclassified from the start keeps its clean loss.
     """
+    check_attack(attack)
+    _checks.key(key)
     _checks.image_shape(images)
     images = _checks.widened(images)
-    goal = jax.tree.map(jnp.asarray, _checks.criterion(labels, images))
+    _checks.classifier(model)
+    # by way of NumPy, so that no array lies on a mesh with explicit axes
+    goal = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), _checks.criterion(labels, images))
     keys = example_keys(key, jnp.arange(images.shape[0]))
-    attack, images = attack.bound_to(model), jnp.asarray(images)
+    attack, images = attack.bound_to(model), jnp.asarray(np.asarray(images))
     states = _begin(attack, images, goal, keys, _checks.forward(model, images), 0)
     losses = []
     for _ in range(attack.asks):

@@ -59,8 +59,8 @@ class Minimal(Around):
         super().__post_init__()
         if getattr(self.attack, "sees_draws", False):
             raise ValueError(
-                "attack must not be around eot: the smallest success of noisy ones is the luckiest, and seldom holds; "
-                f"take evaluate.curve over radii; got {self.attack}"
+                "attack must not be around eot: the smallest success among noisy ones is the luckiest, and seldom "
+                f"holds; take evaluate.curve over radii; got {self.attack}"
             )
         _checks.count("steps", self.steps)
         object.__setattr__(self, "high", _checks.number("high", self.high))

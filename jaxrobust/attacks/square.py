@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
-from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState
-from jaxrobust.attacks.base import Best, Points, is_better, register
+from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState, check_loss
+from jaxrobust.attacks.base import Best, Points, check_field, check_set, is_better, register
 from jaxrobust.sets import L1, L2, Linf, PerturbationSet
 from jaxrobust.sets.lp import unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
@@ -53,6 +53,8 @@ class Square(QueryAttack):
         # JAX rebuilds pytrees around placeholders, which are no sets
         if isinstance(self.set, (type, PerturbationSet)) and not isinstance(self.set, (Linf, L2, L1)):
             raise TypeError(f"set must be Linf, L2 or L1, whose windows are known; got {self.set}")
+        check_field(self.set)
+        check_loss(self.loss)
         _checks.count("queries", self.budget)
         _checks.count("restarts", self.restarts)
         object.__setattr__(self, "p", _checks.number("p", self.p, high=1.0))
@@ -338,6 +340,7 @@ def square(
         drawn anew; as in AutoAttack, any misclassified proposal is taken over one that is not. The released codes
         never place a window on the last row or column; here they do.
     """
+    check_set(set)
     return Square(set, queries, p, restarts, loss, rescale_schedule)
 
 

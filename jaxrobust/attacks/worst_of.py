@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks._minimum import choose
-from jaxrobust.attacks.ascent import Loss, never_nan
+from jaxrobust.attacks.ascent import Loss, check_loss, never_nan
 from jaxrobust.attacks.base import KNOWLEDGE, Attack, Best, Knowledge, is_better, register
 from jaxrobust.attacks.gradient import pgd
 from jaxrobust.losses import followed
@@ -59,6 +59,7 @@ class WorstOf(Attack):
     until_success: bool = False
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         object.__setattr__(self, "radius", _checks.number("radius", self.radius))
 
     @property

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _compile
+from jaxrobust import _checks, _compile
 from jaxrobust.attacks import Attack, Square, suite
+from jaxrobust.attacks.suites import BALLS, SUITES
 from jaxrobust.evaluate.outcomes import Evaluation
 from jaxrobust.evaluate.robustness import robustness
 from jaxrobust.losses import dlr
@@ -104,9 +105,10 @@ def autoattack(
         Croce and Hein, 2020, arXiv:2003.01690; in l1, Croce and Hein, 2021, arXiv:2103.01208.
     """
     if attacks is None:
-        if version not in VERSIONS:
-            raise ValueError(f"version must be one of {sorted(VERSIONS)}; got {version!r}")
-        attacks = suite(f"{VERSIONS[version]}-{norm}", radius=radius)
+        family = VERSIONS[_checks.choice("version", version, VERSIONS)]
+        norms = [known for known in BALLS if f"{family}-{known}" in SUITES]
+        _checks.choice("norm", norm, norms, otherwise=f" for version {version!r}")
+        attacks = suite(f"{family}-{norm}", radius=radius)
     evaluation = robustness(model, data, attacks, key=key, only_survivors=True, **options)
     white_box = any(attack.gradients for attack in attacks.values())
     found = tuple((_zero_gradients(model, evaluation) if white_box else []) + _square_gains(evaluation))

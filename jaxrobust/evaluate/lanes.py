@@ -85,6 +85,7 @@ class LaneResult:
     prediction: np.ndarray
 
 
+@_checks.off_mesh
 def run_lanes(
     attack: Attack,
     model: Classifier | HostModel,
@@ -159,6 +160,8 @@ def drive(
     began = time.perf_counter()
     everywhere = replicated(devices)
     _checks.count("lanes", lanes)
+    if _checks.explicit_mesh(images, labels) is not None:
+        images, labels = jax.device_get((images, labels))  # of which slices can be taken
     indices, classes = check(attack, model, images, labels, key=key, indices=indices, ask=logits is None)
     if logits is not None and np.shape(logits) != (len(images), classes):
         raise ValueError(f"logits must have shape {(len(images), classes)}; got {np.shape(logits)}")

@@ -24,6 +24,7 @@ LONGEST_NAME = 200  # bytes of an attack's name, of the 255 that a file's may ha
 RESERVED_NAMES = (".", "..", "pictures")
 
 
+@_checks.off_mesh
 def robustness(
     model: Classifier | HostModel,
     data: Any,
@@ -81,7 +82,7 @@ def robustness(
         >>> x, y = jr.data.load("digits")  # doctest: +SKIP
         >>> report = robustness(model, (x, y), jr.attacks.pgd(jr.sets.Linf(0.1)), key=key)  # doctest: +SKIP
     """
-    images, labels = _pair(data)
+    images, labels = _checks.pair(data)
     named = _named(attacks)
     if isinstance(trained_on, str):
         raise TypeError(f"trained_on must be a sequence of names; got the string {trained_on!r}")
@@ -177,12 +178,6 @@ def _outcome(
     return AttackOutcome(attack=attack, counts=counts, prediction=prediction, **outcome)
 
 
-def _pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(data, np.ndarray) or not hasattr(data, "__iter__") or len(parts := tuple(data)) != 2:
-        raise TypeError(f"data must be a pair of images and labels; got {type(data).__name__}")
-    return _checks.widened(np.asarray(parts[0])), np.asarray(parts[1])
-
-
 def _named(attacks: Attack | Sequence[Attack] | Mapping[str, Attack]) -> dict[str, Attack]:
     if isinstance(attacks, Attack):
         attacks = [attacks]
@@ -214,6 +209,7 @@ def _file_name(name: Any) -> str:
     return name
 
 
+@_checks.off_mesh
 def curve(
     model: Classifier | HostModel,
     data: Any,
@@ -243,7 +239,7 @@ def curve(
     Raises:
         ValueError: a radius that is negative or not finite; see `robustness`.
     """
-    images, labels = _pair(data)
+    images, labels = _checks.pair(data)
     _checks.count("lanes", lanes)
     everywhere = replicated(devices)
     radii = [float(_checks.number("radii", radius)) for radius in radii]
