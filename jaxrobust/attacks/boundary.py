@@ -68,7 +68,7 @@ class Decision(QueryAttack, MinimumNorm):
         """At least one query an ask."""
         return self.budget
 
-    def best(self, state: SearchState) -> Best:
+    def best(self, state: Any) -> Best:
         """The smallest within the radius; without one, the loss still tells how far the smallest of all is."""
         best = super().best(state)
         return dataclasses.replace(best, loss=jnp.where(best.success, best.loss, -state.distance))

@@ -43,7 +43,7 @@ LEGEND = {
     "non_finite": "number of examples with outcome 3",
     "disagreed": "number of examples whose success a fresh forward pass did not confirm; they count as robust",
     "outside": "number of examples whose success lies outside of the attack's own set; they count as robust",
-    "no_start": "number of examples for which the attack found no adversarial start to search from; they count as robust",
+    "no_start": "number of examples for which the attack found no adversarial start; they count as robust",
     "radius": "of the attack's set, in its own unit",
     "radii": "where accuracy was measured, in the unit of the set's radius",
     "set": "the type of the attack's perturbation set",
