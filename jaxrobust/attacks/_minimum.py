@@ -76,12 +76,12 @@ class MinimumNorm(Booking):
         """The iterate, in the box."""
         return self.set.apply(state.x, state.theta)[None]
 
-    def last(self, state: NearState) -> Image:
+    def last(self, state: Any) -> Image:
         """What to train on: the smallest success, wherever it was, else the iterate, projected onto the set."""
         theta = jnp.where(jnp.isfinite(state.distance), state.nearest, self._iterate(state))
         return self.set.apply(state.x, self.set.project(state.x, theta))
 
-    def _iterate(self, state: NearState) -> Image:
+    def _iterate(self, state: SearchState) -> Image:
         """The perturbation to train on where nothing was found."""
         return state.theta
 
@@ -93,8 +93,8 @@ class MinimumNorm(Booking):
         distance = jnp.where(state.success, zero, jnp.inf)
         return NearState(**known, nearest=jnp.zeros_like(x), distance=distance, sure=state.success)
 
-    def _record(self, state: Any, logits: Float[Array, "queries classes"], thetas: Any = None) -> NearState:
-        """The state after an ask of `thetas` (queries, H, W, C), of the iterate alone by default."""
+    def _record(self, state: Any, logits: Float[Array, "queries classes"], thetas: Any = None) -> Any:
+        """The state, a `NearState`, after an ask of `thetas` (queries, H, W, C), of the iterate alone by default."""
         thetas = state.theta[None] if thetas is None else thetas
         sizes = jax.vmap(self.set.size, (None, 0))(state.x, thetas)
         met = jax.vmap(self._meets, (None, 0))(state.goal, logits)

@@ -119,7 +119,7 @@ def _bent(params, images):
     """A margin −(R − r)⁴ up to R and (r − R)⁴ beyond: of what is left the linearised distance is always a quarter."""
     weights, goal = params
     left = 1 - (images - 0.5).reshape(len(images), -1) @ weights / goal
-    return jnp.stack([left * jnp.abs(left) ** 3, jnp.zeros(len(images))], 1)
+    return jnp.stack([5 * left * jnp.abs(left) ** 3, jnp.zeros(len(images))], 1)
 
 
 @pytest.mark.parametrize("norm", [pytest.param(n, marks=[] if n == "l0" else [pytest.mark.slow]) for n in SHORT])
@@ -168,14 +168,14 @@ def test_the_static_count_bounds_the_gradients_pulled(name, classes):
     assert (found.backwards > 0).all()
     assert (found.backwards <= made.gradients * made.restarts).all()
     logits, keys = model(images), engine.example_keys(KEY, jnp.arange(len(images)))
-    states = engine.begin(made, images, Misclassified(jnp.asarray(labels)), keys, logits, 0)
+    states = engine.begin(made, jnp.asarray(images), Misclassified(jnp.asarray(labels)), keys, logits, 0)
     pulled = jax.eval_shape(jax.vmap(made.cotangents), states, logits[:, None]).shape[2]
     assert pulled <= made.gradients // made.steps
     assert name == "sparse_fool" or (found.backwards % pulled == 0).all()
 
 
 def _deaf(params, images):
-    return jnp.broadcast_to(jnp.asarray([[1.0, 0.0]]), (len(images), 2))
+    return jnp.broadcast_to(jnp.asarray([[3.0, 0.0]]), (len(images), 2))
 
 
 def _negative(params, images):
