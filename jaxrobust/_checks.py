@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import itertools
-from typing import Any
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from jaxrobust import _compile
-from jaxrobust.types import Confident, Criterion, Misclassified, Number, Towards
+from jaxrobust.types import Classifier, Confident, Criterion, Misclassified, Number, Towards
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_HOST = "wrap a function of NumPy arrays that calls it, for attacks without gradients: HostModel(function, classes)"
+# What to do with a model of another library, which need not be installed: by where its type, or a base of it, is.
+_MODELS = {
+    "flax.nnx": "wrap it: Classifier.from_nnx(network)",
+    "flax.linen": "wrap it with its variables: Classifier.from_linen(module, variables)",
+    "equinox": "it takes one image, so wrap it: params, static = equinox.partition(network, equinox.is_array), then "
+    "Classifier.from_function(lambda params, images: jax.vmap(equinox.combine(params, static))(images), params)",
+    **dict.fromkeys(("torch", "tensorflow", "keras", "sklearn"), _HOST),
+    "jaxrobust.evaluate.host.HostModel": "JAX cannot trace it: attack it by evaluate.robustness or evaluate.run_lanes",
+    "jaxrobust.attacks.eot.RandomClassifier": "attack its mean prediction: random_classifier.mean(key)",
+}
+_ARRAYS = {"torch": "pass {name}.detach().cpu().numpy()", "tensorflow": "pass {name}.numpy()"}
 
 # how far apart, in spreads of the logits, one image's logits may be in two batches
 APART = 1e-2
@@ -56,11 +77,127 @@ def count(name: str, value: Any, *, low: int = 1) -> int:
     return int(value)
 
 
-def choice(name: str, value: Any, known: Any) -> Any:
-    """One of the known names."""
-    if value not in known:
-        raise ValueError(f"{name} must be one of {sorted(known)}; got {value!r}")
-    return value
+def choice(name: str, value: Any, known: Iterable[Any], *, otherwise: str = "") -> Any:
+    """One of the known names; `otherwise` says what else would do."""
+    known = list(known)
+    try:
+        if value in known:
+            return value
+    except (TypeError, ValueError):  # such as arrays, which have no one answer
+        pass
+    raise ValueError(f"{name} must be one of {sorted(known)}{otherwise}; got {value!r}{_nearest(value, known)}")
+
+
+def _nearest(value: Any, known: list[Any]) -> str:
+    """The known name that was probably meant, as a question: spelt alike, or shortened to its initials."""
+    names = {_plain(name): name for name in known if isinstance(name, str)}
+    wanted = _plain(str(value))
+    initials = {"".join(word[0] for word in plain.split()): plain for plain in names}
+    near = [initials[wanted]] if wanted in initials else difflib.get_close_matches(wanted, names, n=1)
+    return f" (did you mean {names[near[0]]!r}?)" if near else ""
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[^a-z0-9]+", name.lower().replace("∞", "inf"))).strip()
+
+
+def told(value: Any) -> str:
+    """What a thing is, in an error: short, whatever its size."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, (bool, int, float, complex, np.generic)):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else f"{value[:40]}…")
+    name = getattr(value, "__name__", "")
+    return f"{type(value).__name__} {name}".rstrip()
+
+
+def _advice(value: Any, known: dict[str, str]) -> str:
+    """What to do with a thing of another library, or nothing."""
+    kind = value if isinstance(value, type) else type(value)
+    kinds = [f"{base.__module__}.{base.__qualname__}." for base in kind.__mro__]
+    return next((advice for home, advice in known.items() if any(base.startswith(f"{home}.") for base in kinds)), "")
+
+
+def classifier(value: Any, *, name: str = "model") -> None:
+    """A model that JAX can trace, wrapped; else an error that says how to wrap it."""
+    if isinstance(value, Classifier):
+        return
+    advice = _advice(value, _MODELS)
+    if isinstance(value, type):
+        advice = f"of an instance: {advice}" if advice else ""
+    elif not advice and callable(value):
+        advice = "wrap it: Classifier.from_function(function)"
+    raise TypeError(f"{name} must be a Classifier; got {told(value)}{_in_brackets(advice)}")
+
+
+def explicit_mesh(*trees: Any) -> Any:
+    """The mesh with explicit axes on which an array lies, or None: there `vmap` fails on arrays of different places."""
+    for leaf in jax.tree.leaves(trees):
+        mesh = jax.typeof(leaf).sharding.mesh if isinstance(leaf, jax.Array) else None
+        if mesh is not None and AxisType.Explicit in mesh.axis_types:
+            return mesh
+    return None
+
+
+def off_mesh(function: _Function) -> _Function:
+    """A function of the host that places arrays itself, where the user's `jax.set_mesh` may have explicit axes."""
+
+    @functools.wraps(function)
+    def placed(*args: Any, **options: Any) -> Any:
+        if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+            return function(*args, **options)
+        with jax.set_mesh(Mesh(np.empty((), object), ())):
+            return function(*args, **options)
+
+    return placed  # type: ignore[return-value]
+
+
+def slip(text: str) -> None:
+    """Warn of what is allowed, but probably not meant: once for each text, wherever it comes from."""
+    warnings.warn(text, UserWarning, stacklevel=1)
+
+
+def pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels as NumPy arrays, from a pair of them or a data set."""
+    wanted = "data must be a pair of images and labels"
+    if isinstance(data, Mapping):
+        names = ", ".join(f"data[{name!r}]" for name in itertools.islice(data, 2))
+        raise TypeError(f"{wanted}; got {told(data)} (pass two of its arrays, such as ({names}))")
+    # no more of an iterator, which may be endless, than shows that it is no pair
+    iterates = hasattr(data, "__iter__") and not isinstance(data, (np.ndarray, jax.Array, str))
+    parts = list(itertools.islice(data, 3)) if iterates else []
+    first = parts[0] if parts else None
+    if isinstance(first, (tuple, list)) and len(first) == 2 and getattr(first[1], "ndim", 0) == 1:
+        raise TypeError(
+            f"{wanted}; got {told(data)} of batches (join them: np.concatenate([x for x, _ in data]) and "
+            "np.concatenate([y for _, y in data]))"
+        )
+    if len(parts) != 2:
+        raise TypeError(f"{wanted}; got {told(data)}")
+    return widened(as_array("images", parts[0])), as_array("labels", parts[1])
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """A NumPy array of what is one or can be made one."""
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        advice = _advice(value, _ARRAYS).format(name=name)
+        if isinstance(value, (list, tuple)):
+            advice = f"of batches: np.concatenate({name})"
+        raise TypeError(f"{name} must be one array; got {told(value)}{_in_brackets(advice)}") from error
+
+
+def _is_array(name: str, value: Any, kind: str) -> None:
+    """Something that has a shape, and a dtype of NumPy's."""
+    advice = _advice(value, _ARRAYS).format(name=name)
+    if not advice and hasattr(value, "shape") and hasattr(value, "dtype"):
+        return
+    if isinstance(value, (list, tuple)):
+        advice = f"pass np.asarray({name})"
+    raise TypeError(f"{name} must be {kind}; got {told(value)}{_in_brackets(advice)}")
 
 
 def key(value: Any) -> None:
@@ -79,15 +216,45 @@ def is_traced(*trees: Any) -> bool:
 
 def image_shape(images: Any) -> None:
     """Rank, dtype and batch size of images."""
-    if not hasattr(images, "dtype") or not hasattr(images, "shape"):
-        raise TypeError(f"images must be an array; got {type(images).__name__}")
+    _is_array("images", images, "an array")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"images must be floating point in [0, 1]; got dtype {images.dtype} (divide uint8 by 255)")
-    if images.ndim != 4:
-        hint = "; add the batch axis: images[None]" if images.ndim == 3 else ""
-        raise ValueError(f"images must have shape (N, H, W, C); got {tuple(images.shape)}{hint}")
-    if 0 in images.shape:
-        raise ValueError(f"images must hold at least one image and pixel; got shape {tuple(images.shape)}")
+    shape = tuple(images.shape)
+    axes(shape)
+    if 0 in shape:
+        raise ValueError(f"images must hold at least one image and pixel; got shape {shape}")
+
+
+def axes(shape: tuple[int, ...]) -> None:
+    """That images have four axes; a warning where they seem to be in another order."""
+    if len(shape) != 4:
+        raise ValueError(f"images must have shape (N, H, W, C); got {shape}{_in_brackets(_missing(shape))}")
+    if shape[1] in (1, 3) and shape[2] == shape[3] > 4:
+        slip(
+            f"images of shape (N, {shape[1]}, {shape[2]}, {shape[3]}) look like NCHW, but are taken as (N, H, W, C), "
+            f"of {shape[3]} channels: pass images.transpose(0, 2, 3, 1), and transpose back inside a model that wants "
+            "NCHW"
+        )
+
+
+def _missing(shape: tuple[int, ...]) -> str:
+    """What is to be done to the axes of images that are not four, as far as the shape tells."""
+    if len(shape) == 5:
+        return "join the batches: images.reshape(-1, *images.shape[2:])"
+    if len(shape) == 2:
+        return "images that were flattened need their axes back: images.reshape(-1, H, W, C)"
+    if len(shape) != 3:
+        return ""
+    batch, channel = "add the batch axis, images[None]", "add the channel axis, images[..., None]"
+    if shape[2] not in (1, 3, 4):
+        first = shape[0] in (1, 3) and "; of one image with channels first: images.transpose(1, 2, 0)[None]"
+        return f"{channel}{first or ''}"
+    # images of a width of 1, 3 or 4 are none, unless they are as high
+    return batch if shape[1] > 4 else f"of one image {batch}; of grey images {channel}"
+
+
+def _in_brackets(advice: str) -> str:
+    return f" ({advice})" if advice else ""
 
 
 def widened(images: Any) -> Any:
@@ -139,11 +306,16 @@ def _classes(goal: Any) -> list[tuple[str, Any]]:
 
 def label_shape(name: str, labels: Any, images: Any) -> None:
     """Rank, dtype and number of labels."""
-    if not hasattr(labels, "dtype") or not np.issubdtype(labels.dtype, np.integer):
-        found = getattr(labels, "dtype", type(labels).__name__)
-        raise TypeError(f"{name} must be an array of integers; got {found}")
-    if labels.shape != (images.shape[0],):
-        raise ValueError(f"{name} must have shape ({images.shape[0]},), one an image; got {tuple(labels.shape)}")
+    _is_array(name, labels, "an array of integers")
+    wanted, shape = (images.shape[0],), tuple(labels.shape)
+    advice = ""
+    if len(shape) == 2 and shape[0] == wanted[0]:
+        advice = f"{name}[:, 0]" if shape[1] == 1 else f"of one-hot rows: {name}.argmax(-1)"
+    if not np.issubdtype(labels.dtype, np.integer):
+        advice = advice or (shape == wanted and f"{name}.astype(np.int32)") or ""
+        raise TypeError(f"{name} must be an array of integers; got {labels.dtype}{list(shape)}{_in_brackets(advice)}")
+    if shape != wanted:
+        raise ValueError(f"{name} must have shape {wanted}, one an image; got {shape}{_in_brackets(advice)}")
 
 
 def label_values(goal: Criterion, classes: int) -> None:
@@ -169,16 +341,15 @@ def label_values(goal: Criterion, classes: int) -> None:
 
 def logits_shape(model: Any, images: Any) -> int:
     """The number of classes, from the abstract forward pass; errors are put in the user's terms."""
+    classifier(model)
     shape = tuple(images.shape)
     try:
         out = forward.eval_shape(model, images)
-    except (TypeError, ValueError) as error:
-        hint = ""
-        if shape[1] > shape[3] and shape[1] == shape[2]:
-            hint = f" A model that wants NCHW, here {(shape[0], shape[3], *shape[1:3])}, needs a transpose inside."
-        if "float16" in str(error):  # or bfloat16
-            hint += f" Images come as {images.dtype}: a model of narrower weights must cast them inside."
-        raise ValueError(f"the model failed on images of shape {shape} (NHWC).{hint} Its own error: {error}") from error
+    except Exception as error:
+        own = next((line.rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
+        advice = _untraceable(error) or _narrow(error, images) or _transposed(model, images)
+        where = f"the model failed on images of shape {shape}, NHWC{advice and f'; {advice}'}"
+        raise ValueError(f"{type(error).__name__}: {own} ({where})") from error
     if not hasattr(out, "shape") or not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(f"the model must return floating logits (N, K); got {out}")
     if len(out.shape) != 2 or out.shape[0] != shape[0]:
@@ -186,6 +357,34 @@ def logits_shape(model: Any, images: Any) -> int:
     if out.shape[1] < 2:
         raise ValueError(f"the model must have at least 2 classes; got logits of shape {tuple(out.shape)}")
     return int(out.shape[1])
+
+
+def _untraceable(error: Exception) -> str:
+    """What to do with a model that leaves JAX."""
+    if not isinstance(error, jax.errors.JAXTypeError) or isinstance(error, jax.errors.UnexpectedTracerError):
+        return ""
+    return "JAX must be able to trace a model; a function of NumPy arrays is a HostModel(function, classes)"
+
+
+def _narrow(error: Exception, images: Any) -> str:
+    """What to do with a model that wants images of its own, narrower type."""
+    speaks = "float16" in str(error)  # or bfloat16
+    return f"images come as {images.dtype}: a model of narrower weights must cast them inside" if speaks else ""
+
+
+def _transposed(model: Any, images: Any) -> str:
+    """Whether the model fails on the order of axes alone: if it takes the same images with axes in the other order."""
+    n, h, w, c = images.shape
+    # the channels are the shorter axis
+    if c <= h:
+        other, advice = (n, c, h, w), "a model that wants NCHW needs a transpose inside: images.transpose(0, 3, 1, 2)"
+    else:
+        other, advice = (n, w, c, h), "images that are NCHW need a transpose: images.transpose(0, 2, 3, 1)"
+    try:
+        out = forward.eval_shape(model, jax.ShapeDtypeStruct(other, images.dtype))
+    except Exception:
+        return ""
+    return f"it takes {other}, and {advice}" if len(getattr(out, "shape", ())) == 2 and out.shape[0] == n else ""
 
 
 def model_values(model: Any, images: Any) -> None:

@@ -125,11 +125,20 @@ class Classifier:
         >>> model = Classifier(lambda w, x: x.reshape(x.shape[0], -1) @ w, jnp.ones((4, 3)))
         >>> model(jnp.zeros((2, 2, 2, 1))).shape
         (2, 3)
+
+    Raises:
+        TypeError: `apply` or `activations` is no function.
     """
 
     apply: Callable[..., Any]
     params: Any
     activations: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("apply", "activations"):
+            value = getattr(self, name)
+            if not callable(value) and not (value is None and name == "activations"):
+                raise TypeError(f"{name} must be a function of (params, images); got {value!r}")
 
     # One classifier is another only if it is the same object: arrays do not compare to one truth value, and
     # `jax.jit(model)` wants to hash it.
@@ -154,7 +163,12 @@ class Classifier:
 
         Returns:
             The classifier.
+
+        Raises:
+            TypeError: `function` is no function.
         """
+        if not callable(function):
+            raise TypeError(f"function must map images to logits; got {function!r}")
         if params is not None:
             return Classifier(function, params)
         return Classifier(_WithoutParams(function), ())

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks.ascent import Booking, SearchState, finite, never_nan
+from jaxrobust.attacks.base import check_field
 from jaxrobust.losses import attack_loss
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.lp import L1, L2, Linf, norm
@@ -347,8 +348,7 @@ def choose(condition: Bool[Array, ""], first: Any, second: Any) -> Any:
 
 def check_steps(attack: Any, *numbers: str, counts: tuple[str, ...] = ("steps",)) -> None:
     """The settings at the door: static counts ≥ 1, and numbers ≥ 0 made canonical."""
-    if isinstance(attack.set, type):
-        raise TypeError(f"set must be a perturbation set such as L2(0.5); got the class {attack.set!r}")
+    check_field(attack.set)
     for name in counts:
         _checks.count(name, getattr(attack, name))
     for name in numbers:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxrobust import _checks
 from jaxrobust.attacks.ascent import Ascent, Loss, SearchState, check_run, finite, never_nan, scaled, step_sizes
-from jaxrobust.attacks.base import register
+from jaxrobust.attacks.base import check_set, register
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Image, Number, pytree
 
@@ -46,7 +46,7 @@ class Adam(Ascent):
     epsilon: Number = 1e-8
 
     def __post_init__(self) -> None:
-        check_run(self.set, self.steps, self.restarts, self.start, ("clean", "random"))
+        check_run(self, "clean", "random")
         for name in ("step_size", "relative_step_size", "epsilon"):
             object.__setattr__(self, name, _checks.number(name, getattr(self, name)))
         for name in ("decay", "square_decay"):
@@ -124,6 +124,7 @@ def adam(
         Laidlaw and Feizi, 2019, arXiv:1906.00001. The released code returns the last perturbation, and pairs the loss
         before a step with the parameters after it; here the point is the one whose loss was seen.
     """
+    check_set(set)
     step_size, relative_step_size = step_sizes(step_size, relative_step_size, 0.1)
     start: Literal["clean", "random"] = "random" if random_start else "clean"
     return Adam(set, steps, step_size, relative_step_size, restarts=restarts, start=start, loss=loss)

@@ -16,7 +16,6 @@ from jaxrobust import _checks
 from jaxrobust.attacks._minimum import choose
 from jaxrobust.attacks.ascent import Ascent, Loss, SearchState, check_run, finite, run_in_words
 from jaxrobust.attacks.base import register
-from jaxrobust.losses import LOSSES
 from jaxrobust.sets import L1, L2, Linf, PerturbationSet
 from jaxrobust.sets.lp import _kth_largest, unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, Targeted, pytree
@@ -99,7 +98,7 @@ class AutoPGD(Ascent):
     start = "random"
 
     def __post_init__(self) -> None:
-        check_run(self.set, self.steps, self.restarts, self.start, ("random",))
+        check_run(self, "random")
         if _checks.count("targets", self.targets, low=0) and self.restarts % self.targets:
             raise ValueError(f"restarts must be a multiple of targets = {self.targets}; got {self.restarts}")
 
@@ -122,14 +121,17 @@ class AutoPGD(Ascent):
         # the clean image, booked by a run without a target, must not outrank what others find
         return dataclasses.replace(state, best_loss=jnp.where(self._is_idle(state), -jnp.inf, state.best_loss))
 
-    def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
+    def _told(self, state: SearchState, loss: Scalar, logits: Array, gradients: Array) -> SearchState:
         """Books the iterate if it is better, then moves on by what the loss has done."""
-        loss = self._loss(logits[0], state.aim)
         gradient = self.set.pullback(state.x, state.theta, finite(gradients[0, 0]))
         admitted = self._admits(state.x, state.theta)
         booked = self._book(state, state.theta[None], loss[None], logits, admitted[None])
         theta, memory = self._move(booked, gradient)
         return dataclasses.replace(booked, theta=theta, memory=memory)
+
+    def runs(self, classes: int) -> int:
+        """Those at targets that exist."""
+        return self.restarts // max(self.targets, 1) * min(self.targets, classes - 1) if self.targets else self.restarts
 
     def done(self, state: SearchState) -> Bool[Array, ""]:
         """Whether all asks have been made, or the run aims at a class that does not exist."""
@@ -404,8 +406,6 @@ def apgd(
     """
     if not isinstance(set, (Linf, L2, L1)):
         raise TypeError(f"set must be Linf, L2 or L1; got {set!r}")
-    if not callable(loss):
-        _checks.choice("loss", loss, LOSSES)
     _checks.count("restarts", restarts)
     runs = restarts * max(_checks.count("targets", targets, low=0), 1)
     if isinstance(set, L1):

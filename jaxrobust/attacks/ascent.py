@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
-from jaxrobust.attacks.base import Attack, Best, Points, is_better
-from jaxrobust.losses import followed
-from jaxrobust.sets import PerturbationSet
+from jaxrobust.attacks.base import Attack, Best, Points, check_field, is_better
+from jaxrobust.losses import LOSSES, followed
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
 __all__ = [
@@ -23,6 +22,7 @@ __all__ = [
     "Loss",
     "QueryAttack",
     "SearchState",
+    "check_loss",
     "check_run",
     "finite",
     "name_of",
@@ -47,6 +47,7 @@ Scalar = Float[Array, ""]
     "loss",
     "best_theta",
     "best_loss",
+    "best_logits",
     "booked",
     "success",
     "non_finite",
@@ -63,6 +64,7 @@ class SearchState:
     loss: Any  # the highest of the points last asked, in the form that is followed; see `losses.followed`
     best_theta: Any
     best_loss: Any  # likewise
+    best_logits: Any
     booked: Any  # whether any point was; until then the best one is the clean image
     success: Any
     non_finite: Any
@@ -91,11 +93,21 @@ class Booking(Attack):
             backwards=self._backwards(state),
             non_finite=state.non_finite,
             parameters=state.best_theta,
+            logits=state.best_logits,
         )
 
     def loss_of(self, state: SearchState) -> Scalar:
         """The highest loss of the points last asked."""
         return self._reported(state.loss, state.aim)
+
+    def loss_at(self, state: SearchState, theta: Parameters, draws: Float[Array, "draws classes"]) -> Scalar:
+        """The loss at a point, the mean over draws of a random model's logits there."""
+
+        def reported(logits: Logits) -> Scalar:
+            loss, _ = self._penalised(state.x, theta, self._loss(logits, state.aim), theta)
+            return self._reported(loss, state.aim)
+
+        return jnp.mean(jax.vmap(reported)(draws))
 
     def _open(
         self, x: Image, goal: Criterion, logits: Logits, theta: Parameters, memory: Any, aim: Criterion | None = None
@@ -114,6 +126,7 @@ class Booking(Attack):
             loss=loss,
             best_theta=identity,
             best_loss=loss,
+            best_logits=logits,
             booked=jnp.zeros((), bool),
             success=goal.met(logits),
             non_finite=~jnp.all(jnp.isfinite(logits)),
@@ -140,6 +153,7 @@ class Booking(Attack):
             loss=jnp.max(loss),
             best_theta=jax.tree.map(lambda new, old: jnp.where(better, new[place], old), thetas, state.best_theta),
             best_loss=jnp.where(better, loss[place], state.best_loss),
+            best_logits=jnp.where(better, logits[place], state.best_logits),
             booked=state.booked | better,
             success=state.success | success[place],
             non_finite=state.non_finite | ~jnp.all(jnp.isfinite(logits)),
@@ -234,7 +248,20 @@ class Ascent(Booking):
 
     def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
         """Books the iterate if it is better, then moves on."""
-        loss = self._loss(logits[0], state.aim)
+        return self._told(state, self._loss(logits[0], state.aim), logits, gradients)
+
+    def tell_draws(
+        self,
+        state: SearchState,
+        logits: Float[Array, "queries classes"],
+        draws: Float[Array, "queries draws classes"],
+        gradients: Array,
+    ) -> SearchState:
+        """The same by the mean of the draws' losses."""
+        loss = jnp.mean(jax.vmap(self._loss, (0, None))(draws[0], state.aim))
+        return self._told(state, loss, logits, gradients)
+
+    def _told(self, state: SearchState, loss: Scalar, logits: Array, gradients: Array) -> SearchState:
         gradient = self.set.pullback(state.x, state.theta, finite(gradients[0, 0]))
         loss, gradient = self._penalised(state.x, state.theta, loss, gradient)
         theta, memory = self._move(state, gradient)
@@ -269,15 +296,21 @@ class Ascent(Booking):
         return run_in_words(self.steps, self.start, self.restarts)
 
 
-def check_run(set: PerturbationSet, steps: int, restarts: int, start: str, starts: tuple[str, ...]) -> None:
-    """The settings that all searches with steps have, at the door."""
-    if isinstance(set, type):
-        raise TypeError(f"set must be a perturbation set such as Linf(8 / 255); got the class {set!r}")
-    _checks.count("steps", steps)
-    _checks.count("restarts", restarts)
-    _checks.choice("start", start, starts)
-    if restarts > 1 and start == "clean":
-        raise ValueError(f"restarts must be 1 without a random start; got {restarts} equal runs")
+def check_run(attack: Any, *starts: str) -> None:
+    """The settings that all searches with steps have, at the door; `starts` are those it knows."""
+    check_field(attack.set)
+    check_loss(attack.loss)
+    _checks.count("steps", attack.steps)
+    _checks.count("restarts", attack.restarts)
+    _checks.choice("start", attack.start, starts)
+    if attack.restarts > 1 and attack.start == "clean":
+        raise ValueError(f"restarts must be 1 without a random start; got {attack.restarts} equal runs")
+
+
+def check_loss(loss: Any) -> None:
+    """A loss by its name or as a function, at the door."""
+    if not callable(loss):
+        _checks.choice("loss", loss, LOSSES, otherwise=" or a function of (logits, criterion)")
 
 
 def run_in_words(steps: int, start: str, restarts: int) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import _checks
 from jaxrobust.attacks._minimum import MinimumNorm
 from jaxrobust.attacks.ascent import QueryAttack, SearchState
-from jaxrobust.attacks.base import Best, Points, register
+from jaxrobust.attacks.base import Best, Points, check_field, check_set, register
 from jaxrobust.sets import L2, PerturbationSet
 from jaxrobust.sets.lp import norm, unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
@@ -53,8 +53,7 @@ class Decision(QueryAttack, MinimumNorm):
     knowledge = "decisions"
 
     def __post_init__(self) -> None:
-        if isinstance(self.set, type):
-            raise TypeError(f"set must be a perturbation set such as L2(0.5); got the class {self.set!r}")
+        check_field(self.set)
         if isinstance(self.set, PerturbationSet) and not isinstance(self.set, self.kinds):
             names = " or ".join(kind.__name__ for kind in self.kinds)
             raise ValueError(f"set must be {names} for {self._method}; got {self.set}")
@@ -339,6 +338,7 @@ def boundary(
         Brendel et al., 2018, arXiv:1712.04248, in the form of Foolbox 3: the whole step's success is counted whether
         the spherical one succeeded or not. Directions are drawn for each example, not one for the batch.
     """
+    check_set(set)
     return Boundary(set, queries, starts, spherical_step, source_step, adaptation, restarts)
 
 

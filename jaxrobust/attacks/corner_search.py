@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import _checks
 from jaxrobust.attacks._minimum import MinimumNorm, check_kind
 from jaxrobust.attacks.ascent import QueryAttack, SearchState
-from jaxrobust.attacks.base import Points, register
+from jaxrobust.attacks.base import Points, check_field, check_set, register
 from jaxrobust.losses import margin
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.sparse import L0, L0Linf, whole
@@ -71,6 +71,7 @@ class CornerSearch(QueryAttack, MinimumNorm):
         known = isinstance(self.set, (L0, L0Linf)) and self.set.per == "pixel"
         if isinstance(self.set, (type, PerturbationSet)) and not known:
             raise TypeError(f"set must be L0 or L0Linf by pixel; got {self.set}")
+        check_field(self.set)
         _checks.count("queries", self.budget)
         for name in ("best_changes", "samples", "chunk"):
             _checks.count(name, getattr(self, name))
@@ -251,6 +252,7 @@ def corner_search(
     Reference:
         Croce and Hein, 2019, arXiv:1909.05040.
     """
+    check_set(set)
     return CornerSearch(set, queries, best, samples, chunk)
 
 

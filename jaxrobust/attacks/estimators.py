@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import _checks
 from jaxrobust.attacks.adam import Adam
 from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState, check_run, finite, run_in_words, scaled, step_sizes
-from jaxrobust.attacks.base import Points, register
+from jaxrobust.attacks.base import Points, check_set, register
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
@@ -51,9 +51,10 @@ class Estimated(QueryAttack):
     step_size: Number | None
     relative_step_size: Number | None
     restarts: int
+    start = "random"  # by its draws
 
     def __post_init__(self) -> None:
-        check_run(self.set, self.steps, self.restarts, "random", ("random",))
+        check_run(self, "random")
         _checks.count("samples", self.samples, low=2)
         if self.samples % 2:
             raise ValueError(f"samples must be even, since they come in pairs; got {self.samples}")
@@ -312,6 +313,7 @@ def nes(
         Ilyas et al., 2018, arXiv:1804.08598, the setting of full scores; its released code does not count the query
         that looks for success, this does.
     """
+    check_set(set)
     step_size, relative_step_size = step_sizes(step_size, relative_step_size, 0.2)
     return NES(set, steps, samples, chunk, spread, step_size, relative_step_size, momentum, restarts, loss)
 
@@ -358,6 +360,7 @@ def spsa(
     Reference:
         Uesato et al., 2018, arXiv:1802.05666.
     """
+    check_set(set)
     if step_size is None and relative_step_size is None:
         step_size = 0.01
     step_size, relative_step_size = step_sizes(step_size, relative_step_size, None)

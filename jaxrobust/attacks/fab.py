@@ -214,6 +214,7 @@ def fab(
         Points that were drawn back are classified anyway, so they are booked too, which the released code does not do.
     """
     order_of(set, "fab", ORDERS)
+    _checks.count("restarts", restarts)
     return FAB(set, steps, restarts, targets, candidates, bias, overshoot, backward)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
 from jaxrobust.attacks.ascent import Ascent, Loss, SearchState, check_run
-from jaxrobust.attacks.base import register
+from jaxrobust.attacks.base import check_set, register
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Image, pytree
 
@@ -40,7 +40,7 @@ class FrankWolfe(Ascent):
     loss: Loss = "cross_entropy"
 
     def __post_init__(self) -> None:
-        check_run(self.set, self.steps, self.restarts, self.start, ("clean", "random"))
+        check_run(self, "clean", "random")
         _checks.choice("averaging", self.averaging, ("2/(t+2)", "1/(t+1)"))
         # JAX rebuilds pytrees around placeholders, which maximise nothing
         if isinstance(self.set, PerturbationSet) and not hasattr(self.set, "maximise"):
@@ -113,6 +113,7 @@ def frank_wolfe(
     Reference:
         Wu, Wang and Yu, 2020, arXiv:2008.02883 (Wasserstein); Kang et al., 2019, arXiv:1908.08016 (l1).
     """
+    check_set(set)
     start: Literal["clean", "random"] = "random" if random_start else "clean"
     return FrankWolfe(set, steps, averaging, restarts=restarts, start=start, loss=loss)
 

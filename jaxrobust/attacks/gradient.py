@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxrobust import _checks
 from jaxrobust.attacks.ascent import Ascent, Loss, SearchState, check_run, scaled, step_sizes
-from jaxrobust.attacks.base import register
+from jaxrobust.attacks.base import check_set, register
 from jaxrobust.sets import Linf, PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, Targeted, pytree
 
@@ -48,7 +48,7 @@ class PGD(Ascent):
     aim: Literal["goal", "least_likely"] = "goal"
 
     def __post_init__(self) -> None:
-        check_run(self.set, self.steps, self.restarts, self.start, ("clean", "random", "noise"))
+        check_run(self, "clean", "random", "noise")
         _checks.choice("aim", self.aim, ("goal", "least_likely"))
         for name in ("step_size", "relative_step_size", "start_size", "momentum"):
             object.__setattr__(self, name, _checks.number(name, getattr(self, name)))
@@ -124,6 +124,7 @@ def pgd(
     Reference:
         Madry et al., 2018, arXiv:1706.06083. The original returns the last iterate; this keeps the best one.
     """
+    check_set(set)
     step_size, relative_step_size = step_sizes(step_size, relative_step_size, 2.5 / _checks.count("steps", steps))
     return PGD(
         set,
@@ -155,6 +156,7 @@ def fgsm(set: PerturbationSet, *, loss: Loss = "cross_entropy") -> PGD:
     Reference:
         Goodfellow et al., 2015, arXiv:1412.6572. Where the step lowers the loss, the clean image is returned.
     """
+    check_set(set)
     return PGD(set, steps=1, relative_step_size=1.0, start="clean", loss=loss)
 
 
@@ -179,6 +181,7 @@ def r_fgsm(set: PerturbationSet, *, relative_start_size: Number = 0.5, loss: Los
     Reference:
         Tramèr et al., 2018, arXiv:1705.07204.
     """
+    check_set(set)
     start_size = _checks.number("relative_start_size", relative_start_size, high=1.0)
     return PGD(set, steps=1, relative_step_size=1 - start_size, start="noise", start_size=start_size, loss=loss)
 
@@ -199,6 +202,7 @@ def rs_fgsm(set: PerturbationSet, *, relative_step_size: Number = 1.25, loss: Lo
     Reference:
         Wong, Rice and Kolter, 2020, arXiv:2001.03994.
     """
+    check_set(set)
     return PGD(set, steps=1, relative_step_size=relative_step_size, start="random", loss=loss)
 
 
@@ -222,6 +226,7 @@ def bim(
     Reference:
         Kurakin et al., 2017, arXiv:1607.02533 (l∞); Foolbox's defaults for the other sets.
     """
+    check_set(set)
     known = isinstance(set, Linf) and isinstance(set.radius, float)
     if steps is None:
         steps = max(math.ceil(min(255 * set.radius + 4, 1.25 * 255 * set.radius)), 1) if known else 10
@@ -273,6 +278,7 @@ def mi_fgsm(set: PerturbationSet, *, steps: int = 10, momentum: Number = 1.0, lo
     Reference:
         Dong et al., 2018, arXiv:1710.06081.
     """
+    check_set(set)
     relative = 1.0 / _checks.count("steps", steps)
     return PGD(set, steps=steps, relative_step_size=relative, start="clean", momentum=momentum, loss=loss)
 

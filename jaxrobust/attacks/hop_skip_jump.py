@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks.ascent import SearchState
-from jaxrobust.attacks.base import Points, register
+from jaxrobust.attacks.base import Points, check_set, register
 from jaxrobust.attacks.boundary import STEPS, TRIES, Decision
 from jaxrobust.sets import L2, Linf, PerturbationSet
 from jaxrobust.sets.lp import unit
@@ -378,6 +378,7 @@ def hop_skip_jump(
         Chen et al., 2020, arXiv:1904.02144. The released code halves a jump forever where the estimate is zero, and a
         bisection below the floating-point precision; here both end.
     """
+    check_set(set)
     return HopSkipJump(set, iterations, queries, starts, chunk, samples, gamma, restarts)
 
 

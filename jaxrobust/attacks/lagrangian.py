@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
 from jaxrobust.attacks.ascent import Ascent, Loss, SearchState, check_run, finite
-from jaxrobust.attacks.base import register
+from jaxrobust.attacks.base import check_set, register
 from jaxrobust.losses import followed
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.lp import unit
@@ -67,7 +67,7 @@ class Lagrangian(Ascent):
     loss: Loss = "margin"
 
     def __post_init__(self) -> None:
-        check_run(self.set, self.steps, self.restarts, self.start, ("clean", "random"))
+        check_run(self, "clean", "random")
         _checks.count("rounds", self.rounds)
         _checks.choice("raises", self.raises, ("rounds", "steps"))
         for name in ("multiplier", "growth", "relative_step_size", "step_decay", "probe", "guard", "confidence"):
@@ -167,6 +167,7 @@ def lpa(
         Laidlaw, Singla and Feizi, 2021, arXiv:2006.12655. The released code returns the last point, which its
         projection may leave outside; here the best one that was measured to be inside.
     """
+    check_set(set)
     start: Literal["clean", "random"] = "random" if random_start else "clean"
     return Lagrangian(set, steps, rounds, restarts=restarts, start=start, loss=loss, confidence=confidence)
 
@@ -203,6 +204,7 @@ def fast_lpa(
         Laidlaw, Singla and Feizi, 2021, arXiv:2006.12655. Its code divides the probed distance by 0.1 whatever the
         probe's length; here by that length.
     """
+    check_set(set)
     start: Literal["clean", "random"] = "random" if random_start else "clean"
     return Lagrangian(set, steps, raises="steps", multiplier=1.0, guard=1e-4, project=project, start=start, loss=loss)
 

@@ -45,12 +45,21 @@ class MSD(Booking):
     loss: Loss = "cross_entropy"
 
     def __post_init__(self) -> None:
-        check_run(self.set, self.steps, self.restarts, self.start, ("clean", "random"))
+        check_run(self, "clean", "random")
         if self.sparsity is not None:
+            if not isinstance(self.sparsity, tuple) or len(self.sparsity) != 2:
+                raise TypeError(f"sparsity must be (least, most); got {self.sparsity!r}")
             low, high = (_checks.count("sparsity", number) for number in self.sparsity)
             if low > high:
                 raise ValueError(f"sparsity must be (least, most); got {self.sparsity}")
         object.__setattr__(self, "relative_step_sizes", one_a_part(self.relative_step_sizes, self.set))
+
+    @property
+    def random(self) -> bool:
+        """Whether starts are drawn, or the sparsity of an `L1` ball's steps."""
+        return self.start == "random" or (
+            self.sparsity is not None and any(isinstance(part, L1) for part in self.set.parts)
+        )
 
     @property
     def queries(self) -> int:
@@ -211,7 +220,7 @@ class AffineAscent(Ascent):
     loss: Loss = "cross_entropy"
 
     def __post_init__(self) -> None:
-        check_run(self.set, self.steps, self.restarts, self.start, ("weights", "random"))
+        check_run(self, "weights", "random")
         object.__setattr__(self, "relative_step_sizes", one_a_part(self.relative_step_sizes, self.set))
 
     def _first(self, key: Key, x: Image) -> Any:
@@ -280,6 +289,8 @@ def _check_kind(set: Any, kind: type) -> None:
 def one_a_part(sizes: tuple[Number, ...], set: Any) -> Any:
     """Step sizes made canonical, one a part; placeholders by which JAX rebuilds a pytree pass."""
     parts = getattr(set, "parts", None)
+    if isinstance(sizes, (str, float)):
+        raise TypeError(f"relative_step_sizes must be a tuple, one a part; got {sizes!r}")
     if not isinstance(sizes, (tuple, list)) or not isinstance(parts, tuple):
         return sizes
     if len(sizes) != len(parts):

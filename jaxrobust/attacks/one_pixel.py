@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
-from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState
-from jaxrobust.attacks.base import Points, register
+from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState, check_loss
+from jaxrobust.attacks.base import Points, check_field, check_set, register
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.sparse import L0, whole
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
@@ -70,6 +70,8 @@ class OnePixel(QueryAttack):
         known = isinstance(self.set, L0) and self.set.per == "pixel"
         if isinstance(self.set, (type, PerturbationSet)) and not known:
             raise TypeError(f"set must be L0 by pixel; got {self.set}")
+        check_field(self.set)
+        check_loss(self.loss)
         for name in ("pixels", "generations", "chunk", "restarts"):
             _checks.count(name, getattr(self, name))
         _checks.count("population", self.population, low=4)
@@ -230,6 +232,7 @@ def one_pixel(
     Reference:
         Su et al., 2019, arXiv:1710.08864.
     """
+    check_set(set)
     return OnePixel(set, pixels, population, generations, weight, chunk, restarts, loss)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxrobust import _checks
 from jaxrobust.attacks.ascent import Ascent, Loss, SearchState, check_run
-from jaxrobust.attacks.base import register
+from jaxrobust.attacks.base import check_set, register
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.sparse import SparseSet
 from jaxrobust.types import Image, Key, Number, pytree
@@ -38,7 +38,7 @@ class PGD0(Ascent):
     start = "random"
 
     def __post_init__(self) -> None:
-        check_run(self.set, self.steps, self.restarts, self.start, ("random",))
+        check_run(self, "random")
         # JAX rebuilds pytrees around placeholders, which are no sets
         if isinstance(self.set, PerturbationSet) and not isinstance(self.set, SparseSet):
             raise TypeError(f"set must be sparse, such as L0(24); got {self.set}")
@@ -101,6 +101,7 @@ def pgd_0(
         Croce and Hein, 2019, arXiv:1909.05040. The released code breaks ties by noise of 1e-12, the projection here by
         the lowest index.
     """
+    check_set(set)
     return PGD0(set, steps, step_size, restarts, loss)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust.attacks._minimum import choose
 from jaxrobust.attacks.ascent import SearchState
-from jaxrobust.attacks.base import Points, register
+from jaxrobust.attacks.base import Points, check_set, register
 from jaxrobust.attacks.boundary import Decision
 from jaxrobust.sets import L2, PerturbationSet
 from jaxrobust.sets.sparse import L0, group_sums, spread
@@ -215,6 +215,7 @@ def pointwise(set: PerturbationSet, *, queries: int = 10_000, starts: Any = None
         Schott et al., 2019, arXiv:1805.09190. A sweep goes on after a coordinate has been put back, where the paper's
         code begins another.
     """
+    check_set(set)
     return Pointwise(set, queries, starts, restarts)
 
 

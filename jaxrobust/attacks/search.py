@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
-from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState
-from jaxrobust.attacks.base import Points, register
+from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState, check_loss
+from jaxrobust.attacks.base import Points, check_field, check_set, register
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, pytree
 
@@ -97,6 +97,8 @@ class GridSearch(Enumeration):
     start = "clean"  # nothing is random
 
     def __post_init__(self) -> None:
+        check_field(self.set)
+        check_loss(self.loss)
         _checks.count("chunk", self.chunk)
         for number in self.points:
             _checks.count("points", number)
@@ -134,6 +136,8 @@ class RandomSearch(Enumeration):
     loss: Loss = "cross_entropy"
 
     def __post_init__(self) -> None:
+        check_field(self.set)
+        check_loss(self.loss)
         _checks.count("samples", self.samples)
         _checks.count("chunk", self.chunk)
 
@@ -181,6 +185,9 @@ def grid_search(
     Reference:
         Engstrom et al., 2019, arXiv:1712.02779.
     """
+    check_set(set)
+    if not isinstance(points, (tuple, list)):
+        raise TypeError(f"points must be a tuple, one an axis of the grid; got {points!r}")
     return GridSearch(set, tuple(points), chunk, loss)
 
 
@@ -208,6 +215,7 @@ def worst_of_k(
     Reference:
         Engstrom et al., 2019, arXiv:1712.02779.
     """
+    check_set(set)
     return RandomSearch(set, samples, chunk, loss)
 
 

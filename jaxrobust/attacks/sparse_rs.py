@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks._minimum import choose
-from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState
-from jaxrobust.attacks.base import Points, is_better, register
+from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState, check_loss
+from jaxrobust.attacks.base import Points, check_field, is_better, register
 from jaxrobust.sets import Linf, Masked, Patch, PerturbationSet
 from jaxrobust.sets.masks import _window
 from jaxrobust.sets.sparse import L0, first_largest, whole
@@ -53,6 +53,8 @@ class SparseRS(QueryAttack):
     schedule: tuple[np.ndarray, np.ndarray] = SQUARES
 
     def _check(self) -> None:
+        check_field(self.set)
+        check_loss(self.loss)
         _checks.count("queries", self.budget)
         _checks.count("restarts", self.restarts)
         object.__setattr__(self, "share", _checks.number("share", self.share, high=1.0))

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
-from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState
-from jaxrobust.attacks.base import Best, Points, is_better, register
+from jaxrobust.attacks.ascent import Loss, QueryAttack, SearchState, check_loss
+from jaxrobust.attacks.base import Best, Points, check_field, check_set, is_better, register
 from jaxrobust.sets import L1, L2, Linf, PerturbationSet
 from jaxrobust.sets.lp import unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
@@ -53,6 +53,8 @@ class Square(QueryAttack):
         # JAX rebuilds pytrees around placeholders, which are no sets
         if isinstance(self.set, (type, PerturbationSet)) and not isinstance(self.set, (Linf, L2, L1)):
             raise TypeError(f"set must be Linf, L2 or L1, whose windows are known; got {self.set}")
+        check_field(self.set)
+        check_loss(self.loss)
         _checks.count("queries", self.budget)
         _checks.count("restarts", self.restarts)
         object.__setattr__(self, "p", _checks.number("p", self.p, high=1.0))
@@ -66,7 +68,7 @@ class Square(QueryAttack):
         """The first point is drawn; the clean image's loss is kept apart, since the search does not start there."""
         state = self._open(x, goal, logits, None, None)
         theta = self._first(jax.random.fold_in(key, 0), x)
-        return dataclasses.replace(state, theta=theta, memory=(key, state.best_loss, state.success))
+        return dataclasses.replace(state, theta=theta, memory=(key, state.best_loss, state.success, logits))
 
     def ask(self, state: SearchState) -> Points:
         """The proposal."""
@@ -86,6 +88,7 @@ class Square(QueryAttack):
             loss=loss,
             best_theta=current,
             best_loss=jnp.where(better, loss, state.best_loss),
+            best_logits=jnp.where(better, logits[0], state.best_logits),
             booked=jnp.ones((), bool),
             success=jnp.where(better, success, state.success),
             non_finite=state.non_finite | ~jnp.all(jnp.isfinite(logits)),
@@ -93,13 +96,14 @@ class Square(QueryAttack):
 
     def best(self, state: SearchState) -> Best:
         """Where the search stands, or the clean image where that is better."""
-        _, loss, success = state.memory
+        _, loss, success, logits = state.memory
         kept = ~is_better(state.success, state.best_loss, success, loss)
         return super().best(
             dataclasses.replace(
                 state,
                 best_theta=jnp.where(kept, self.set.init(state.x), state.best_theta),
                 best_loss=jnp.where(kept, loss, state.best_loss),
+                best_logits=jnp.where(kept, logits, state.best_logits),
                 success=jnp.where(kept, success, state.success),
             )
         )
@@ -336,6 +340,7 @@ def square(
         drawn anew; as in AutoAttack, any misclassified proposal is taken over one that is not. The released codes
         never place a window on the last row or column; here they do.
     """
+    check_set(set)
     return Square(set, queries, p, restarts, loss, rescale_schedule)
 
 

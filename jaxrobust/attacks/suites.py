@@ -146,6 +146,8 @@ def suite(
     for option, (value, suites) in options.items():
         if value is not None and name not in suites:
             raise ValueError(f"{option} must be None for the suite {name!r}, which has none to choose; got {value}")
+    if network is not None:
+        _checks.classifier(network, name="network")
     if name in UNFORESEEN:
         return _unforeseen(UNFORESEEN[name], 4 if level is None else level)
     if name == "pat-cifar10":

@@ -62,18 +62,16 @@ class Dataset:
             TypeError: images or labels of another type.
             ValueError: other shapes or values.
         """
-        images, labels = np.asarray(images), np.asarray(labels)
+        images, labels = _checks.as_array("images", images), _checks.as_array("labels", labels)
         floating = np.issubdtype(images.dtype, np.floating)
         if images.dtype != np.uint8 and not floating:
             raise TypeError(f"images must be uint8, or floating in [0, 1]; got {images.dtype}")
-        if images.ndim != 4 or not images.size:
-            raise ValueError(f"images must be (N, H, W, C) and not empty; got the shape {images.shape}")
+        _checks.axes(images.shape)
+        if not images.size:
+            raise ValueError(f"images must not be empty; got the shape {images.shape}")
         if floating and not (images.min() >= 0 and images.max() <= 1):
             raise ValueError(f"images must lie in [0, 1]; got values from {images.min()} to {images.max()}")
-        if not np.issubdtype(labels.dtype, np.integer):
-            raise TypeError(f"labels must be integers; got {labels.dtype}")
-        if labels.shape != images.shape[:1]:
-            raise ValueError(f"labels must have the shape {images.shape[:1]} of the images; got {labels.shape}")
+        _checks.label_shape("labels", labels, images)
         classes = int(labels.max()) + 1 if classes is None else classes
         if labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"labels must lie in 0..{classes - 1}; got {labels.min()}..{labels.max()}")

@@ -92,8 +92,8 @@ def _shared(lanes: NamedSharding) -> Programs:
         attack: Attack, states: Any, slots: Any, images: Any, known: Books | None, *, stop: engine.Stop
     ) -> Books:
         best = jax.vmap(attack.best)(jax.tree.map(lambda leaf: leaf[slots], states))
-        # not the parameters, which may be of any shape, but what they are needed for
-        best = dataclasses.replace(best, parameters=engine.contained(attack, images, best))
+        # not the parameters, which may be of any shape, but what they are needed for; nor the logits
+        best = dataclasses.replace(best, parameters=engine.contained(attack, images, best), logits=None)
         if known is not None:
             best = engine.merge(_best(known), best, stop=stop)
         fields = {"inside" if name == "parameters" else name: values for name, values in vars(best).items()}
@@ -164,6 +164,7 @@ def fitting(count: int, most: int, split: int = 1, restarts: int = 1) -> int:
     return split * min(-(-needed // step) * step, each)
 
 
+@_checks.off_mesh
 def predict(model: Classifier | HostModel, images: Any, *, batch_size: int = 128) -> np.ndarray:
     """Logits of many images, in batches of one shape, the last one padded to it.
 
@@ -181,6 +182,8 @@ def predict(model: Classifier | HostModel, images: Any, *, batch_size: int = 128
     """
     _checks.image_shape(images)
     _checks.count("batch_size", batch_size)
+    if not isinstance(model, HostModel):
+        _checks.classifier(model)
     size = batch_size if isinstance(model, HostModel) else fitting(len(images), batch_size)
     return forward(model, images, np.arange(len(images)), size)
 

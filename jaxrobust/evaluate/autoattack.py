@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _compile
-from jaxrobust.attacks import EOT, Attack, Square, suite
+from jaxrobust import _checks, _compile
+from jaxrobust.attacks import Attack, Square, suite
+from jaxrobust.attacks.suites import BALLS, SUITES
 from jaxrobust.evaluate.outcomes import Evaluation
 from jaxrobust.evaluate.robustness import robustness
 from jaxrobust.losses import dlr
@@ -85,8 +86,7 @@ def autoattack(
             models: APGD by cross-entropy and by DLR on the mean of 20 draws.
         attacks: name -> attack, in the order in which they run, in place of a version; `norm` and `radius` then do not
             count.
-        **options: of `evaluate.robustness`, such as `lanes`, `save_dir` (a killed run goes on), `progress`;
-            `early_stop` is False by default if one of the attacks is an `attacks.EOT`.
+        **options: of `evaluate.robustness`, such as `lanes`, `save_dir` (a killed run goes on), `run_id`, `progress`.
 
     Returns:
         The result. Its warnings, each also given as a `RuntimeWarning`: zero gradients of the DLR loss, and a Square
@@ -105,13 +105,13 @@ def autoattack(
         Croce and Hein, 2020, arXiv:2003.01690; in l1, Croce and Hein, 2021, arXiv:2103.01208.
     """
     if attacks is None:
-        if version not in VERSIONS:
-            raise ValueError(f"version must be one of {sorted(VERSIONS)}; got {version!r}")
-        attacks = suite(f"{VERSIONS[version]}-{norm}", radius=radius)
-    if any(isinstance(attack, EOT) for attack in attacks.values()):
-        options = {"early_stop": False, **options}
+        family = VERSIONS[_checks.choice("version", version, VERSIONS)]
+        norms = [known for known in BALLS if f"{family}-{known}" in SUITES]
+        _checks.choice("norm", norm, norms, otherwise=f" for version {version!r}")
+        attacks = suite(f"{family}-{norm}", radius=radius)
     evaluation = robustness(model, data, attacks, key=key, only_survivors=True, **options)
-    found = tuple(_zero_gradients(model, evaluation) + _square_gains(evaluation))
+    white_box = any(attack.gradients for attack in attacks.values())
+    found = tuple((_zero_gradients(model, evaluation) if white_box else []) + _square_gains(evaluation))
     for warning in found:
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
     return AutoAttack(evaluation, found)

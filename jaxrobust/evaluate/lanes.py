@@ -7,11 +7,12 @@ key, so its result is the same as from `attacks.run`, whatever else is in the la
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jaxrobust import _checks, _store
+from jaxrobust import _checks
 from jaxrobust._borrow import borrowed
 from jaxrobust.attacks import Attack, engine
+from jaxrobust.evaluate import _saved
 from jaxrobust.evaluate._programs import (
     Books,
     clean_logits,
@@ -83,6 +85,7 @@ class LaneResult:
     prediction: np.ndarray
 
 
+@_checks.off_mesh
 def run_lanes(
     attack: Attack,
     model: Classifier | HostModel,
@@ -96,6 +99,7 @@ def run_lanes(
     early_stop: bool = True,
     devices: Sequence[Any] | None = None,
     save: str | pathlib.Path | None = None,
+    run_id: str | None = None,
     progress: bool | str = False,
 ) -> LaneResult:
     """Attack a whole data set, as `attacks.run` would but without wasting a step; see this module's first lines.
@@ -110,11 +114,15 @@ def run_lanes(
         logits: (N, K) clean logits, computed here if not given.
         lanes: examples in flight at once at most, ≥ 1, rounded up to a multiple of the number of devices; fewer where
             there are not so many, or where the last turn would else be mostly idle.
-        early_stop: whether an example's first success frees its lane.
+        early_stop: whether an example's first success frees its lane; never that of an attack under randomness.
         devices: where to run; by default all local devices, the lanes split evenly among them.
-        save: a file to which finished examples and the lanes' state are saved from time to time; a run that finds the
-            file of a killed run of the same attack, model and data goes on from there, one that finds another's
-            raises.
+        save: a file to which finished examples and the lanes' state are saved, from time to time and whenever an
+            exception or Ctrl-C ends the run; a run that finds the file of an unfinished run of the same attack, model,
+            data and key goes on from there, one that finds another's raises. A model is known by its code, its
+            parameters and what it answers: a `HostModel` is asked about 16 more points for that.
+        run_id: a name of your own for the run, by which its file is known where functions or objects in the model or
+            the attack cannot be read (a connection, a lock), or change as they are used (a count of calls). All such
+            functions and objects of yours are then known by their names alone, and you vouch for them.
         progress: whether to show a progress bar, on standard error; a string is its label.
 
     Returns:
@@ -122,11 +130,38 @@ def run_lanes(
 
     Raises:
         TypeError: as `attacks.run`.
-        ValueError: as `attacks.run`, or the save file belongs to a different run or is damaged.
+        ValueError: as `attacks.run`, or the save file belongs to a different run or is damaged, or something in the
+            model or the attack cannot be identified and there is no `run_id`.
     """
+    known = None if save is None else _saved.of_model(model, run_id)
+    options: dict[str, Any] = {"lanes": lanes, "early_stop": early_stop, "devices": devices, "progress": progress}
+    options |= {"key": key, "indices": indices, "logits": logits, "save": save, "run_id": run_id}
+    return drive(attack, model, images, labels, known=known, **options)
+
+
+def drive(
+    attack: Attack,
+    model: Classifier | HostModel,
+    images: Any,
+    labels: Any,
+    *,
+    key: Key,
+    indices: Any,
+    logits: Any,
+    lanes: int,
+    early_stop: bool,
+    devices: Sequence[Any] | None,
+    save: str | pathlib.Path | None,
+    run_id: str | None,
+    progress: bool | str,
+    known: dict[str, str] | None,
+) -> LaneResult:
+    """`run_lanes`, for those who know already what the model is: `_saved.of_model` before it was first asked."""
     began = time.perf_counter()
     everywhere = replicated(devices)
     _checks.count("lanes", lanes)
+    if _checks.explicit_mesh(images, labels) is not None:
+        images, labels = jax.device_get((images, labels))  # of which slices can be taken
     indices, classes = check(attack, model, images, labels, key=key, indices=indices, ask=logits is None)
     if logits is not None and np.shape(logits) != (len(images), classes):
         raise ValueError(f"logits must have shape {(len(images), classes)}; got {np.shape(logits)}")
@@ -138,14 +173,28 @@ def run_lanes(
     model = jax.device_put(model, everywhere)
     if logits is None:
         logits = clean_logits(model, images, batch_size=lanes)
-    stop: engine.Stop = "success" if early_stop else "clean"
+    stop = engine.stop_of(attack, early_stop)
     job = _Run(attack, model, images, goal, key, indices, np.asarray(logits), lanes, stop, everywhere)
-    path = None if save is None else pathlib.Path(save)
-    if path is not None:
-        job.resume(path)
+    file = None if save is None else _saved.File(pathlib.Path(save), job, attack, known or {}, run_id)
     ran = job.waits
+
+    def seconds() -> float:
+        return job.seconds + (time.perf_counter() - began if ran else 0.0)
+
+    with contextlib.nullcontext() if file is None else file.rescue(seconds):
+        _play(job, file, progress, seconds)
+        result, prediction = job.conclude()
+    spent = seconds()
+    if file is not None and (ran or not file.path.exists()):
+        file.save(spent)
+    needed = int(job.best["forwards"].sum()) // attack.queries
+    return LaneResult(result, LaneCounts(executed=job.executed, needed=needed, seconds=spent), prediction)
+
+
+def _play(job: _Run, file: _saved.File | None, progress: bool | str, seconds: Callable[[], float]) -> None:
+    """Rounds until nothing waits, saved from time to time."""
     label = progress if isinstance(progress, str) else "attack"
-    with tqdm(total=len(images), desc=label, unit="img", disable=not progress, initial=job.finished) as bar:
+    with tqdm(total=len(job.images), desc=label, unit="img", disable=not progress, initial=job.finished) as bar:
         saved, pause = time.perf_counter(), SAVE_EVERY
         while job.waits:
             before = job.finished
@@ -153,18 +202,11 @@ def run_lanes(
             if job.finished > before:
                 bar.update(job.finished - before)
                 bar.set_postfix(fooled=int(job.best["success"].sum()), refresh=False)
-            if path is not None and time.perf_counter() - saved > pause:
+            if file is not None and time.perf_counter() - saved > pause:
                 saving = time.perf_counter()
-                job.save(path, job.seconds + saving - began)
+                file.save(seconds())
                 saved = time.perf_counter()
                 pause = max(SAVE_EVERY, (saved - saving) / SAVE_SHARE)
-    result, prediction = job.conclude()
-    seconds = job.seconds + (time.perf_counter() - began if ran else 0.0)
-    if path is not None and (ran or not path.exists()):
-        job.save(path, seconds)
-    needed = int(job.best["forwards"].sum()) // attack.queries
-    counts = LaneCounts(executed=job.executed, needed=needed, seconds=seconds)
-    return LaneResult(result, counts, prediction)
 
 
 def check(
@@ -248,6 +290,7 @@ class _Run:
         if isinstance(lent, Classifier):
             attack = attack.bound_to(lent)
         self.attack, self.model, self.images, self.goal = attack, model, images, goal
+        self.runs = attack.runs(logits.shape[-1])  # of an example
         self.key, self.indices, self.logits, self.stop = key, indices, logits, stop
         self.batch = fitting(len(images), lanes)  # the clean pass's, whose program confirms successes too
         # on every device once, not again with every call
@@ -270,8 +313,8 @@ class _Run:
         self.lane_age = np.zeros(self.width, np.int64)
         self.states: Any = None
         self.best = self._clean(already)
-        self.runs_done = np.where(self.best["success"], attack.restarts, 0).astype(np.int32)
-        self._line_up()
+        self.runs_done = np.where(self.best["success"], self.runs, 0).astype(np.int32)
+        self.line_up()
 
     @property
     def width(self) -> int:
@@ -304,9 +347,9 @@ class _Run:
             _write(best, rows, self._best(states, rows, np.arange(len(rows)), chunk))
         return best
 
-    def _line_up(self) -> None:
+    def line_up(self) -> None:
         """Lists the examples that are in no lane and have runs before them."""
-        waiting = self.runs_done < self.attack.restarts
+        waiting = self.runs_done < self.runs
         waiting[self.lane_example[self.lane_example >= 0]] = False
         self.queue = collections.deque(np.flatnonzero(waiting).tolist())
 
@@ -318,7 +361,7 @@ class _Run:
     @property
     def finished(self) -> int:
         """How many examples need no further attack."""
-        return int((self.runs_done >= self.attack.restarts).sum())
+        return int((self.runs_done >= self.runs).sum())
 
     def round(self) -> None:
         """Refill the free lanes, take a step or a few, harvest what is done."""
@@ -328,24 +371,24 @@ class _Run:
         self._narrow()
         live = self.lane_example >= 0
         left = self.attack.asks - self.lane_age[live]
-        gradient = not (self.in_step and (left == 1).all())
+        gradient = self.attack.gradients > 0 and not (self.in_step and (left == 1).all())
         taken = min(self.peek, max(int(left.min()) - 1, 1))
         for _ in range(taken):
             model, gradient = self._answered(live), gradient and isinstance(self.model, Classifier)
-            self.states, finished = self.programs.step(
-                self.there.attack, model, self.states, stop=self.stop, gradient=gradient
-            )
-        self.executed += taken * self.width
-        self.lane_age += taken
+            with _saved.undisturbed():
+                self.states, finished = self.programs.step(
+                    self.there.attack, model, self.states, stop=self.stop, gradient=gradient
+                )
+                self.executed += self.width
+                self.lane_age += 1
         done = np.flatnonzero(np.asarray(finished) & live)
         for start in range(0, len(done), self.chunk):
             self._harvest(done[start : start + self.chunk])
 
     def _starting_width(self, lanes: int, waiting: int) -> int:
         """By the number of examples, which is the same for all models; by that of those to be attacked if it pays."""
-        restarts = self.attack.restarts
-        width, own = (fitting(n, lanes, self.split, restarts) for n in (len(self.images), waiting))
-        turns = (-(-waiting * restarts // width), -(-waiting * restarts // own))
+        width, own = (fitting(n, lanes, self.split, self.runs) for n in (len(self.images), waiting))
+        turns = (-(-waiting * self.runs // width), -(-waiting * self.runs // own))
         spared = (turns[0] * width - turns[1] * own) * self.attack.asks
         return own if self._pays(spared) else width
 
@@ -353,6 +396,7 @@ class _Run:
         """Whether to spare so many lane-steps is worth another compilation."""
         return spared > 0 and spared * self._cost >= self.narrower
 
+    @_saved.undisturbed()
     def _narrow(self) -> None:
         """Moves the last examples to fewer lanes, where that spares more than it costs to compile."""
         if self.queue:
@@ -388,25 +432,28 @@ class _Run:
         logits[asked] = self.there.model(points[asked])
         return known(logits.reshape(-1, logits.shape[-1]))
 
+    @_saved.undisturbed()
     def _refill(self, slots: np.ndarray) -> None:
         rows = np.array([self.queue.popleft() for _ in range(min(len(slots), len(self.queue)))])
         slots = slots[: len(rows)]
-        self.lane_example[slots], self.lane_age[slots] = rows, 0
         new = self._fresh(rows, self.runs_done[rows])
         if self.states is None:
             self.states = self._filled(new)
         self.states = self.programs.refill(self.states, pad(slots, self.chunk, fill=self.width), new)
+        # only now, since lanes that failed to be filled hold nothing of these examples
+        self.lane_example[slots], self.lane_age[slots] = rows, 0
 
+    @_saved.undisturbed()
     def _harvest(self, slots: np.ndarray) -> None:
         rows = self.lane_example[slots]
         known = None
-        if self.attack.restarts > 1:
+        if self.runs > 1:
             known = {name: pad(values[rows], self.chunk) for name, values in self.best.items()}
         _write(self.best, rows, self._best(self.states, rows, slots, self.chunk, known))
         self.lane_example[slots] = -1
         won = self.best["success"][rows] & (self.stop == "success")
-        self.runs_done[rows] = np.where(won, self.attack.restarts, self.runs_done[rows] + 1)
-        self.queue.extend(rows[self.runs_done[rows] < self.attack.restarts].tolist())
+        self.runs_done[rows] = np.where(won, self.runs, self.runs_done[rows] + 1)
+        self.queue.extend(rows[self.runs_done[rows] < self.runs].tolist())
 
     def _fresh(self, rows: np.ndarray, runs: np.ndarray, chunk: int | None = None) -> Any:
         """States of the given runs of some examples, at most a chunk, and padded to one."""
@@ -429,12 +476,15 @@ class _Run:
     def conclude(self) -> tuple[AttackResult, np.ndarray]:
         """Success confirmed by a fresh forward pass, as in `attacks.run`, and the classes that it saw."""
         best = self.best
-        claimed = np.flatnonzero(best["success"])
+        claimed = np.flatnonzero(best["success"] | self.attack.sees_draws)
         logits = self.logits.copy()
         if len(claimed):
             logits[claimed] = forward(self.there.model, best["image"], claimed, self.batch)
-        confirmed = best["success"] & np.asarray(met(self.goal, logits))
-        booked = (best["success"], confirmed, best["inside"], best["non_finite"], best["forwards"])
+        met_now = np.asarray(met(self.goal, logits))
+        # what sees draws of the model takes for a success, and what not, may both have been luck
+        success = best["success"] | (self.attack.sees_draws & met_now)
+        confirmed = success & met_now
+        booked = (success, confirmed, best["inside"], best["non_finite"], best["forwards"])
         result = AttackResult(
             images=best["image"],
             success=confirmed & best["inside"],
@@ -446,54 +496,10 @@ class _Run:
         )
         return result, logits.argmax(-1)
 
-    @functools.cached_property
-    def _fingerprint(self) -> str:
-        return _store.fingerprint(
-            _store.describe(self.attack),
-            self.stop,
-            [self.model.params, self.images, self.goal, self.indices, self.key],
-        )
-
-    def save(self, path: pathlib.Path, seconds: float) -> None:
-        """The books and the lanes, atomically."""
-        leaves = jax.tree.leaves(self.states) if self.waits else []
-        _store.write_arrays(
-            path,
-            fingerprint=self._fingerprint,
-            logits=self.logits,
-            seconds=seconds,
-            executed=self.executed,
-            runs_done=self.runs_done,
-            lane_example=self.lane_example,
-            lane_age=self.lane_age,
-            **{f"best_{name}": values for name, values in self.best.items()},
-            **{f"lane_{i}": _store.raw(leaf) for i, leaf in enumerate(leaves)},
-        )
-
-    def resume(self, path: pathlib.Path) -> None:
-        """Goes on from a saved run, if there is one: with its lanes if as many are asked for, else without."""
-        if path.is_dir():
-            raise ValueError(f"save must name a file; got the folder {path}")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return
-        stored = _store.read_arrays(path)
-        # a model's function has no fingerprint, only what it says; other batch shapes round it otherwise
-        same_model = "logits" in stored and np.allclose(stored["logits"], self.logits, 1e-3, 1e-3, equal_nan=True)
-        if not same_model or str(stored.get("fingerprint")) != self._fingerprint:
-            raise ValueError(
-                f"save must name a file of this very run; {path} was written by another attack, model, data set or key"
-            )
-        self.best = {name: stored[f"best_{name}"] for name in self.best}
-        self.runs_done = stored["runs_done"]
-        self.executed, self.seconds = int(stored["executed"]), float(stored["seconds"])
-        if len(stored["lane_example"]) == self.width and "lane_0" in stored:
-            self.lane_example, self.lane_age = stored["lane_example"], stored["lane_age"]
-            row = np.zeros(1, np.int64)
-            like = self._filled(self._fresh(row, row))
-            saved = [_store.restored(stored[f"lane_{i}"], leaf) for i, leaf in enumerate(jax.tree.leaves(like))]
-            self.states = jax.tree.unflatten(jax.tree.structure(like), saved)
-        self._line_up()
+    def example_states(self) -> Any:
+        """States of the lanes' layout, to restore saved ones like them."""
+        row = np.zeros(1, np.int64)
+        return self._filled(self._fresh(row, row))
 
 
 def _write(best: Books, rows: np.ndarray, new: Books) -> None:

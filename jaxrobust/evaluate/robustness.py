@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
+from jaxrobust.evaluate import _saved
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits, replicated, run_lanes
+from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits, drive, replicated, run_lanes
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
 from jaxrobust.types import Classifier, Code, Key, Number
 
@@ -23,6 +24,7 @@ LONGEST_NAME = 200  # bytes of an attack's name, of the 255 that a file's may ha
 RESERVED_NAMES = (".", "..", "pictures")
 
 
+@_checks.off_mesh
 def robustness(
     model: Classifier | HostModel,
     data: Any,
@@ -37,6 +39,7 @@ def robustness(
     only_survivors: bool = False,
     devices: Sequence[Any] | None = None,
     save_dir: str | pathlib.Path | None = None,
+    run_id: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Robust accuracy of a model under attacks, each example's worst case, intervals and costs.
@@ -55,13 +58,17 @@ def robustness(
         notes: anything in JSON's terms to keep with the results.
         lanes: examples in flight at once.
         early_stop: whether an example's search ends with its first success. The accuracies are the same without; the
-            points returned are then those of highest loss, of minimum-norm attacks the nearest. By default it does,
-            unless the attack is a minimum-norm one: then sizes are distances, see `AttackOutcome.distances`. With
-            `only_survivors`, where successes alone are wanted, that too ends.
+            points returned are then those of highest loss, of minimum-norm attacks the nearest. By default it does
+            where the attack's `first_success_is_final`: not of a minimum-norm one, since then sizes are distances, see
+            `AttackOutcome.distances`. With `only_survivors`, where successes alone are wanted, that too ends. Under
+            randomness (`attacks.eot`) none ever does: the first success is the luckiest.
         only_survivors: whether each attack sees only the examples that are still robust, as in AutoAttack; each
             example then keeps its first fate, an attack's accuracy is that of the attacks so far, and it costs less.
         devices: where to run; by default all local devices.
-        save_dir: a folder in which progress is saved; a killed evaluation, started again, goes on from there.
+        save_dir: a folder in which progress is saved, also when an exception or Ctrl-C ends the evaluation; started
+            again, it goes on from there. Files of another evaluation are refused; see `save` of `run_lanes`.
+        run_id: a name of your own for the evaluation, where something in the model or an attack cannot be recognised
+            in another process; see `run_lanes`.
         progress: whether to show a progress bar for each attack.
 
     Returns:
@@ -75,12 +82,14 @@ def robustness(
         >>> x, y = jr.data.load("digits")  # doctest: +SKIP
         >>> report = robustness(model, (x, y), jr.attacks.pgd(jr.sets.Linf(0.1)), key=key)  # doctest: +SKIP
     """
-    images, labels = _pair(data)
+    images, labels = _checks.pair(data)
     named = _named(attacks)
     if isinstance(trained_on, str):
         raise TypeError(f"trained_on must be a sequence of names; got the string {trained_on!r}")
     _checks.count("lanes", lanes)
     everywhere = replicated(devices)
+    # before the model is first asked, since some functions count their calls
+    known = None if save_dir is None else _saved.of_model(model, run_id)
     for i, attack in enumerate(named.values()):
         check(attack, model, images, labels, key=key, ask=i == 0)
     # placed here once, so that all forward passes share one program
@@ -93,7 +102,7 @@ def robustness(
         among: Any = rows if len(rows) < len(images) else slice(None)  # of all, a view
         found = None
         if len(rows):
-            found = run_lanes(
+            found = drive(
                 attack,
                 model,
                 images[among],
@@ -102,10 +111,12 @@ def robustness(
                 indices=rows,
                 logits=logits[rows],
                 lanes=lanes,
-                early_stop=only_survivors or not attack.minimum_norm if early_stop is None else early_stop,
+                early_stop=only_survivors or attack.first_success_is_final if early_stop is None else early_stop,
                 devices=devices,
                 save=None if save_dir is None else pathlib.Path(save_dir) / f"{attack_name}.npz",
+                run_id=run_id,
                 progress=f"{name} | {attack_name}" if progress else False,
+                known=known,
             )
         outcomes[attack_name] = outcome = _outcome(attack, found, rows, fate, points, prediction)
         if only_survivors:
@@ -167,12 +178,6 @@ def _outcome(
     return AttackOutcome(attack=attack, counts=counts, prediction=prediction, **outcome)
 
 
-def _pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(data, np.ndarray) or not hasattr(data, "__iter__") or len(parts := tuple(data)) != 2:
-        raise TypeError(f"data must be a pair of images and labels; got {type(data).__name__}")
-    return _checks.widened(np.asarray(parts[0])), np.asarray(parts[1])
-
-
 def _named(attacks: Attack | Sequence[Attack] | Mapping[str, Attack]) -> dict[str, Attack]:
     if isinstance(attacks, Attack):
         attacks = [attacks]
@@ -204,6 +209,7 @@ def _file_name(name: Any) -> str:
     return name
 
 
+@_checks.off_mesh
 def curve(
     model: Classifier | HostModel,
     data: Any,
@@ -233,7 +239,7 @@ def curve(
     Raises:
         ValueError: a radius that is negative or not finite; see `robustness`.
     """
-    images, labels = _pair(data)
+    images, labels = _checks.pair(data)
     _checks.count("lanes", lanes)
     everywhere = replicated(devices)
     radii = [float(_checks.number("radii", radius)) for radius in radii]

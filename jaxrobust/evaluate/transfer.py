@@ -163,9 +163,7 @@ def transfer(
     Reference:
         Papernot et al., 2016, arXiv:1605.07277; Dong et al., 2018, arXiv:1710.06081.
     """
-    if isinstance(data, np.ndarray) or not hasattr(data, "__iter__") or len(parts := tuple(data)) != 2:
-        raise TypeError(f"data must be a pair of images and labels; got {type(data).__name__}")
-    images, labels = _checks.widened(np.asarray(parts[0])), np.asarray(parts[1])
+    images, labels = _checks.pair(data)
     for name, models in (("sources", sources), ("targets", targets)):
         if not isinstance(models, Mapping) or not models:
             raise ValueError(f"{name} must be a dictionary from names to models, at least one; got {models!r}")

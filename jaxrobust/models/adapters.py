@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen, nnx
+from flax import errors, linen, nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxrobust.types import Classifier, Images, Key, pytree
@@ -70,7 +70,8 @@ def from_linen(module: Any, variables: Any, **kwargs: Any) -> Classifier:
         (2, 3)
     """
     if not isinstance(module, linen.Module):
-        raise TypeError(f"module must be a flax.linen.Module; got {_kind(module)}")
+        advice = " (Classifier.from_nnx takes it)" if isinstance(module, nnx.Module) else ""
+        raise TypeError(f"module must be a flax.linen.Module; got {_kind(module)}{advice}")
     if not isinstance(variables, Mapping):
         raise TypeError(
             f"variables must be a mapping such as {{'params': ..., 'batch_stats': ...}}; got {_kind(variables)}"
@@ -125,7 +126,10 @@ class Trainable:
             TypeError: if `network` is not a callable `nnx.Module`.
         """
         if not isinstance(network, nnx.Module) or not callable(network):
-            raise TypeError(f"network must be an nnx.Module with a __call__ (an instance); got {_kind(network)}")
+            advice = " (Classifier.from_linen takes it)" if isinstance(network, linen.Module) else ""
+            raise TypeError(
+                f"network must be an nnx.Module with a __call__ (an instance); got {_kind(network)}{advice}"
+            )
         training, evaluation = _structure(network, evaluate=False), _structure(network, evaluate=True)
         # A trainer may donate its buffers, and then the network's own must not be among them, nor the other way.
         params, state = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, _numbers(network))
@@ -200,6 +204,12 @@ class _Structure:
         return nnx.merge(self.graphdef, *numbers, unflatten_dict(streams))
 
 
+_NOT_SILENT = (
+    "network must be deterministic in evaluation mode, but one of its layers draws random numbers; it needs an "
+    "attribute `deterministic` (or a method `set_view`) that switches them off"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Forward:
     """The evaluation-mode forward pass of an NNX network as a function of its numbers."""
@@ -210,19 +220,22 @@ class _Forward:
     def __call__(self, params: Any, images: Any) -> Any:
         network = self.structure.network(jax.random.key(0), params)
         for _, node in nnx.iter_graph(network):
-            if isinstance(node, nnx.RngStream):
+            if isinstance(node, nnx.bridge.ToNNX):
+                # it draws a key of every stream for the Linen module, which need not want any, and says so if it does
+                node.to_nnx__rngs = None
+            elif isinstance(node, nnx.RngStream):
                 node.__class__ = _Silent
-        return getattr(network, self.method)(images)
+        try:
+            return getattr(network, self.method)(images)
+        except errors.InvalidRngError as error:
+            raise ValueError(_NOT_SILENT) from error
 
 
 class _Silent(nnx.RngStream):
     """A random stream of which nothing may be drawn: with the same key every time, noise would look deterministic."""
 
     def __call__(self) -> Any:
-        raise ValueError(
-            "network must be deterministic in evaluation mode, but one of its layers draws random numbers; it needs "
-            "an attribute `deterministic` (or a method `set_view`) that switches them off"
-        )
+        raise ValueError(_NOT_SILENT)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,6 +69,15 @@ class Linf(AdditiveBall):
 
     radius: Number
 
+    def __post_init__(self) -> None:
+        # as users write it; a number that was made canonical is of a set that was warned of
+        if type(self.radius) in (int, float) and 1 < self.radius < 255:
+            _checks.slip(
+                f"Linf of radius {self.radius:g} holds every image, since pixels lie in [0, 1] (did you mean "
+                f"{self.radius:g} / 255?)"
+            )
+        super().__post_init__()
+
     def sample(self, key: Key, x: Image) -> Image:
         """Uniform in [−ε, ε]^d, clipped to the box."""
         radius = self._radius(x)

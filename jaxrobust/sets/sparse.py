@@ -29,6 +29,13 @@ class SparseSet(AdditiveBall):
     Frank–Wolfe, need not be one.
     """
 
+    def __post_init__(self) -> None:
+        # as users write it; a number that was made canonical is of a set that was warned of
+        if type(self.radius) is float and 0 < self.radius < 1:
+            name = f"{type(self).__name__} of radius {self.radius:g}"
+            _checks.slip(f"{name} holds the clean image alone: the radius counts what changes, so that it is 1 or more")
+        super().__post_init__()
+
     @property
     @abc.abstractmethod
     def _block(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _compile, attacks
+from jaxrobust import _checks, _compile, attacks
 from jaxrobust.data import Dataset, LazyDataset, Loader
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.types import Classifier, Code, Key
@@ -21,9 +21,9 @@ def as_dataset(name: str, data: Any) -> Data:
     """A data set as it is, or from a pair of arrays, whose values are checked."""
     if isinstance(data, Dataset | LazyDataset):
         return data
-    if isinstance(data, tuple | list) and len(data) == 2:
+    if isinstance(data, tuple | list):
         try:
-            return Dataset.from_arrays(*data)
+            return Dataset.from_arrays(*_checks.pair(data))
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
     raise TypeError(f"{name} must be a jaxrobust.data.Dataset or a pair (images, labels); got {type(data).__name__}")

@@ -74,6 +74,7 @@ def fit(
     validation_attack: Any = None,
     augment: Augment | None = None,
     run_dir: str | os.PathLike[str] | None = None,
+    run_id: str | None = None,
     progress: bool = True,
 ) -> TrainResult:
     """Train a network.
@@ -96,6 +97,9 @@ def fit(
             attack (of several attacks the worst), or no attack where the objective has none.
         augment: `(key, images, index) -> images`, pure, on a batch, before the attack; see `jaxrobust.data.augment`.
         run_dir: where to log and checkpoint, or None for neither.
+        run_id: a name of your own for the run, by which `run_dir` is known where something in the network, objective,
+            augmentation or configuration cannot be recognised in another process (a connection, a lock) or changes as
+            it is used. All functions and objects of yours are then known by their names alone, and you vouch for them.
         progress: whether to show a progress bar.
 
     Returns:
@@ -104,7 +108,8 @@ def fit(
     Raises:
         TypeError: if network, images or labels are not what they should be.
         ValueError: if images lie outside [0, 1], labels outside the network's classes, there are fewer examples than
-            a batch needs, parameters are not finite, or `run_dir` holds something else than this very run.
+            a batch needs, parameters are not finite, `run_dir` holds something else than this very run, or something
+            cannot be identified and there is no `run_id`.
         FloatingPointError: if the loss or its gradient becomes NaN or infinite; it names the step. Checkpoints stay.
 
     Example:
@@ -122,11 +127,22 @@ def fit(
     Reference:
         Madry et al., 2018, arXiv:1706.06083; Rice, Wong and Kolter, 2020, arXiv:2002.11569.
     """
-    job, loop = prepare(network, train_data, objective, key, config, validation_data, validation_attack, augment)
+    job, loop = prepare(
+        network,
+        train_data,
+        objective,
+        key,
+        config,
+        validation_data,
+        validation_attack,
+        augment,
+        saved=run_dir is not None,
+        run_id=run_id,
+    )
     with contextlib.ExitStack() as stack:
         disk = None
         if run_dir is not None:
-            folder = _run.open_run(run_dir, job.description)
+            folder = _run.open_run(run_dir, job.description, job.identity)
             checkpoints = Checkpoints(folder / "checkpoints")
             # Entered first and so left last: the process may only end once the last checkpoint is whole.
             terminated = stack.enter_context(_run.sigterm_deferred())

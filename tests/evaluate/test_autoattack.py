@@ -101,5 +101,5 @@ def test_unknown_versions_are_refused(problem):
     model, data = problem
     with pytest.raises(ValueError, match="version must be one of"):
         evaluate.autoattack(model, data, key=KEY, version="strong")
-    with pytest.raises(ValueError, match="name must be one of"):
+    with pytest.raises(ValueError, match="norm must be one of"):
         evaluate.autoattack(model, data, key=KEY, norm="l0")

@@ -15,6 +15,7 @@ from jaxrobust.attacks.estimators import nes
 from jaxrobust.attacks.hop_skip_jump import hop_skip_jump
 from jaxrobust.attacks.square import square
 from jaxrobust.evaluate import HostModel
+from jaxrobust.evaluate._saved import POINTS
 from jaxrobust.types import AttackResult
 from tests import tiny
 from tests.evaluate.models import ONE_DEVICE, assert_equal_results
@@ -116,7 +117,8 @@ def test_a_pipeline_is_attacked_and_confirms_it(pipeline, tmp_path):
     np.testing.assert_allclose(curve[0], (fitted.predict(images.reshape(-1, 64)) == labels).mean())
     np.testing.assert_allclose(curve[-1], outcome.robust.mean())
     assert curve[-1] < curve[0]
-    # started again it goes on from what is saved: only the clean images, eight of them twice, and the claims are sent
+    # started again it goes on from what is saved: only the clean images, eight of them twice, the probe and the claims
+    # are sent
     service.sent.clear()
     again = evaluate.run_lanes(
         square(ball, queries=200),
@@ -141,7 +143,7 @@ def test_a_pipeline_is_attacked_and_confirms_it(pipeline, tmp_path):
         save=tmp_path / "again.npz",
     ).result
     np.testing.assert_array_equal(resumed.images, again.images)
-    assert sum(service.sent) == len(images) + 8 + again.success.sum() < sent
+    assert sum(service.sent) == len(images) + 8 + POINTS + again.success.sum() < sent
 
 
 def test_curves_count_queries_until_success():

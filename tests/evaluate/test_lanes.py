@@ -61,7 +61,8 @@ LINF = [name for name, entry in attacks.REGISTRY.items() if entry.on == "linf"]
 )
 def test_equals_run_for_every_attack(name, early_stop, model, data, key):
     images, labels, indices = data
-    attack = attacks.REGISTRY[name](sets.Linf(0.03))
+    entry = attacks.REGISTRY[name]
+    attack, model = entry(sets.Linf(0.03)), entry.model(model)
     options = {"key": key, "indices": indices, "early_stop": early_stop}
     found = run_lanes(attack, model, images, labels, lanes=8, **options)
     assert_equal_results(found.result, attacks.run(attack, model, images, labels, **options))

@@ -314,3 +314,43 @@ def test_linen(images):
 def test_linen_refuses(module, variables, kwargs, error, rule):
     with pytest.raises(error, match=rule):
         from_linen(module, variables, **kwargs)
+
+
+class BridgedNet(linen.Module):
+    """Batch statistics and dropout as Linen networks have them; `silent` is whether evaluation switches dropout off."""
+
+    silent: bool = True
+
+    @linen.compact
+    def __call__(self, images, train: bool = False):
+        flat = linen.BatchNorm(use_running_average=not train)(images.reshape(images.shape[0], -1))
+        return linen.Dense(3)(linen.Dropout(0.5, deterministic=self.silent and not train)(flat))
+
+
+class Around(nnx.Module):
+    def __init__(self, inner, rngs):
+        self.inner = inner
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, images):
+        return self.drop(self.inner(images))
+
+
+def test_bridged_linen_modules_are_taken_although_the_bridge_draws_keys(images):
+    bridged = nnx.bridge.ToNNX(BridgedNet(), rngs=nnx.Rngs(0, dropout=1)).lazy_init(images)
+    variables = {"params": from_nnx(bridged).params, "batch_stats": {}}
+    norm = variables["params"].pop("BatchNorm_0")
+    variables["batch_stats"]["BatchNorm_0"] = {name: norm.pop(name) for name in ("mean", "var")}
+    variables["params"]["BatchNorm_0"] = norm
+    expected = from_linen(BridgedNet(), variables)(images)
+    for network in (bridged, Around(bridged, nnx.Rngs(0))):
+        model = from_nnx(network)
+        np.testing.assert_array_equal(model(images), expected)
+        np.testing.assert_allclose(jax.jit(model)(images), expected, atol=1e-6)
+    assert bridged.to_nnx__rngs is not None  # the network itself is left as it is
+
+
+def test_bridged_linen_modules_that_draw_are_refused(images):
+    noisy = nnx.bridge.ToNNX(BridgedNet(silent=False), rngs=nnx.Rngs(0, dropout=1)).lazy_init(images)
+    with pytest.raises(ValueError, match="network must be deterministic in evaluation mode"):
+        from_nnx(noisy)(images)

@@ -272,13 +272,17 @@ IMAGES, LABELS = np.zeros((40, 4, 4, 1), np.float32), np.arange(40) % 2
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        (bad(train_data=(IMAGES, LABELS.astype(np.float32))), TypeError, "train_data: labels must be integers"),
+        (
+            bad(train_data=(IMAGES, LABELS.astype(np.float32))),
+            TypeError,
+            "train_data: labels must be an array of integers",
+        ),
         (bad(train_data=(IMAGES, LABELS + 1)), ValueError, r"labels must lie in \[0, 2\), the network's classes"),
         (bad(train_data=(IMAGES, LABELS - 1)), ValueError, "train_data: labels must lie in"),
         (bad(train_data=(IMAGES + 2, LABELS)), ValueError, r"train_data: images must lie in \[0, 1\]"),
         (bad(train_data=(IMAGES[:0], LABELS[:0])), ValueError, "train_data: images must be .* not empty"),
-        (bad(train_data=(IMAGES[..., 0], LABELS)), ValueError, r"train_data: images must be \(N, H, W, C\)"),
-        (bad(train_data=IMAGES), TypeError, r"train_data must be a jaxrobust.data.Dataset or a pair"),
+        (bad(train_data=(IMAGES[..., 0], LABELS)), ValueError, r"train_data: images must have shape \(N, H, W, C\)"),
+        (bad(train_data=IMAGES), TypeError, "train_data must be a jaxrobust.data.Dataset or a pair"),
         (bad(train_data=(IMAGES[:5], LABELS[:5])), ValueError, "batch_size must not exceed the 4 training"),
         (bad(train_data=(IMAGES[:, :3], LABELS)), ValueError, "the model failed on images of shape"),
         (bad(validation_data=(IMAGES[:, :3], LABELS)), ValueError, "validation_data must hold images of shape"),
