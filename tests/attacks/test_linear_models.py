@@ -52,7 +52,7 @@ SEARCHES = {
     ("DDN", "l2"): (functools.partial(attacks.ddn, steps=300, levels=None), 0.005),
     ("CarliniWagnerL2", "l2"): (functools.partial(cw, constant=1.0), 0.02),
     ("CarliniWagnerLinf", "linf"): (functools.partial(cw, constant=0.1), 0.12),
-    ("CarliniWagnerL0", "l0"): (functools.partial(attacks.carlini_wagner, steps=100, rounds=60), 8),
+    ("CarliniWagnerL0", "l0"): (functools.partial(attacks.carlini_wagner, steps=100, rounds=60), 1),
     ("CarliniWagnerL0", "l0-coordinate"): (functools.partial(attacks.carlini_wagner, steps=100, rounds=60), 2),
     ("EAD", "l1"): (ead, 0.05),
     ("Minimal", "l1"): (minimal_pgd, 0.01),

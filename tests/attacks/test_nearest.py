@@ -17,7 +17,7 @@ NAMES = sorted(name for name, entry in attacks.REGISTRY.items() if entry(sets.RE
 FEW = {"cw"}
 LAWS = [pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow]) for name in NAMES]
 # far too small for any success, so that all is told by the projection
-SMALL = {"l0": 1.0, "l0_coordinate": 1.0, "l1": 0.05, "l2": 0.02, "linf": 0.002}
+SMALL = {"l0": 1.0, "l0_linf": 1.0, "l0_coordinate": 2.0, "l1": 0.05, "l2": 0.02, "linf": 0.002}
 
 
 def small(name, **settings):
