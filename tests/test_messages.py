@@ -405,7 +405,7 @@ def test_likely_slips_are_warned_of_once(case):
 
 
 NO_SLIPS = {
-    "Linf of all": lambda: sets.Linf(1.0),
+    "Linf of all": lambda: (sets.Linf(1.0), sets.Linf(1), sets.Linf(100.0)),
     "a rebuilt set": lambda: jax.tree.map(lambda leaf: 8 * leaf, sets.Linf(np.float64(0.5))),
     "a traced radius": lambda: jax.jit(lambda r: sets.Linf(r).radius)(8.0),
     "an array": lambda: sets.Linf(jnp.float32(8)),
@@ -444,12 +444,16 @@ WAYS = {
 }
 
 
+EVERYTHING = ("images", "labels", "model", "key")
+
+
 @pytest.mark.parametrize(
     ("way", "which"),
     [
-        pytest.param(way, which, marks=[] if (way, len(which)) == ("run", 4) else pytest.mark.slow)
-        for way in WAYS
-        for which in (("images",), ("labels",), ("model",), ("images", "labels", "model", "key"))
+        ("run", EVERYTHING),
+        pytest.param("run", ("images",), marks=pytest.mark.slow),
+        pytest.param("jit", EVERYTHING, marks=pytest.mark.slow),
+        pytest.param("lanes", EVERYTHING, marks=pytest.mark.slow),
     ],
 )
 def test_arrays_on_explicit_meshes_are_attacked_like_others(way, which, explicit):
