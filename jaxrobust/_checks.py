@@ -33,11 +33,19 @@ _MODELS = {
 }
 _ARRAYS = {"torch": "pass {name}.detach().cpu().numpy()", "tensorflow": "pass {name}.numpy()"}
 
+# how far apart, in spreads of the logits, one image's logits may be in two batches
+APART = 1e-2
+
 
 @_compile.jit
 def forward(model: Any, images: Any) -> Any:
     """The compiled forward pass, one for all who need one."""
     return model(images)
+
+
+def operations(model: Any, images: Any) -> float:
+    """Floating point operations of one image's forward pass, as far as the compiler knows before it compiles."""
+    return float((forward.cost(model, images) or {}).get("flops", 0.0)) / images.shape[0]
 
 
 @_compile.jit
@@ -168,7 +176,7 @@ def pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     if len(parts) != 2:
         raise TypeError(f"{wanted}; got {told(data)}")
-    return as_array("images", parts[0]), as_array("labels", parts[1])
+    return widened(as_array("images", parts[0])), as_array("labels", parts[1])
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
@@ -209,7 +217,7 @@ def is_traced(*trees: Any) -> bool:
 def image_shape(images: Any) -> None:
     """Rank, dtype and batch size of images."""
     _is_array("images", images, "an array")
-    if not np.issubdtype(images.dtype, np.floating):
+    if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"images must be floating point in [0, 1]; got dtype {images.dtype} (divide uint8 by 255)")
     shape = tuple(images.shape)
     axes(shape)
@@ -247,6 +255,12 @@ def _missing(shape: tuple[int, ...]) -> str:
 
 def _in_brackets(advice: str) -> str:
     return f" ({advice})" if advice else ""
+
+
+def widened(images: Any) -> Any:
+    """Images of less than 32 bits as float32, in which attacks run: steps in float16 may end outside of the set."""
+    narrow = jnp.issubdtype(images.dtype, jnp.floating) and images.dtype.itemsize < 4
+    return images.astype(np.float32) if narrow else images
 
 
 def image_values(images: Any) -> None:
@@ -312,6 +326,14 @@ def label_values(goal: Criterion, classes: int) -> None:
                 f"{name}s must lie in [0, {classes}), the model's classes; got values in "
                 f"[{int(labels.min())}, {int(labels.max())}]"
             )
+    named = dict(_classes(goal))
+    if len(named) == 2:
+        same = int((np.asarray(named["label"]) == np.asarray(named["target"])).sum())
+        if same:
+            raise ValueError(
+                f"targets must be other classes than the labels; got {same} of {np.size(named['label'])} images whose "
+                "target is their own label, which would count as successes without an attack"
+            )
     for part in _parts(goal):
         if isinstance(part, Confident):
             number("probability", np.asarray(part.probability), high=1.0)
@@ -325,10 +347,10 @@ def logits_shape(model: Any, images: Any) -> int:
         out = forward.eval_shape(model, images)
     except Exception as error:
         own = next((line.rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
-        advice = _untraceable(error) or _transposed(model, images)
+        advice = _untraceable(error) or _narrow(error, images) or _transposed(model, images)
         where = f"the model failed on images of shape {shape}, NHWC{advice and f'; {advice}'}"
         raise ValueError(f"{type(error).__name__}: {own} ({where})") from error
-    if not hasattr(out, "shape") or not np.issubdtype(out.dtype, np.floating):
+    if not hasattr(out, "shape") or not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(f"the model must return floating logits (N, K); got {out}")
     if len(out.shape) != 2 or out.shape[0] != shape[0]:
         raise ValueError(f"the model must return logits of shape ({shape[0]}, K); got {tuple(out.shape)}")
@@ -342,6 +364,12 @@ def _untraceable(error: Exception) -> str:
     if not isinstance(error, jax.errors.JAXTypeError) or isinstance(error, jax.errors.UnexpectedTracerError):
         return ""
     return "JAX must be able to trace a model; a function of NumPy arrays is a HostModel(function, classes)"
+
+
+def _narrow(error: Exception, images: Any) -> str:
+    """What to do with a model that wants images of its own, narrower type."""
+    speaks = "float16" in str(error)  # or bfloat16
+    return f"images come as {images.dtype}: a model of narrower weights must cast them inside" if speaks else ""
 
 
 def _transposed(model: Any, images: Any) -> str:
@@ -360,19 +388,42 @@ def _transposed(model: Any, images: Any) -> str:
 
 
 def model_values(model: Any, images: Any) -> None:
-    """What only running the model on some images can tell: no probabilities, no randomness, not NaN throughout."""
-    first, second = (np.asarray(forward(model, images)) for _ in range(2))
+    """What only running the model on some images can tell: no probabilities, no randomness, every image treated alone,
+    not NaN throughout.
+    """
+    images = np.asarray(images)
+    kept = len(images) - len(images) // 2
+    first = np.asarray(forward(model, images))
+    # the same images in other places and beside others: negatives have other statistics in every batch
+    second = np.asarray(forward(model, np.concatenate([1 - images[kept:], images[:kept]])))[-kept:]
     if not np.isfinite(first).any():
         raise ValueError("the model must return finite logits; got only NaN or infinity")
-    if not np.array_equal(first, second, equal_nan=True):
-        raise ValueError(
-            "the model must be deterministic; got different logits for the same images (dropout or BatchNorm in "
-            f"training mode?), differing by up to {np.nanmax(np.abs(first - second)):.3g}"
-        )
+    if not np.array_equal(first[:kept], second, equal_nan=True):
+        again = np.asarray(forward(model, images))
+        if not np.array_equal(first, again, equal_nan=True):
+            raise ValueError(
+                "the model must be deterministic; got different logits for the same images (dropout or BatchNorm in "
+                f"training mode?), differing by up to {np.nanmax(np.abs(first - again)):.3g}"
+            )
+        same_logits(first[:kept], second)
     if first.min() >= 0 and first.max() <= 1 and np.allclose(first.sum(-1), 1, atol=1e-5):
         raise ValueError(
             "the model must return logits; got what look like probabilities (all in [0, 1], rows sum to 1): "
             "drop the softmax, or attack its logarithm"
+        )
+
+
+def same_logits(alone: np.ndarray, beside: np.ndarray) -> None:
+    """That images have the same logits (n, K) in two batches, up to what rounding in half precision explains."""
+    apart = np.where((alone == beside) | (np.isnan(alone) & np.isnan(beside)), 0, np.abs(alone - beside))
+    finite = alone[np.isfinite(alone)]
+    spread = float(np.ptp(finite)) if finite.size else 0.0
+    if not (apart <= APART * spread).all():
+        raise ValueError(
+            "the model must treat every image alone; got other logits for the same images beside others, differing by "
+            f"up to {np.max(apart):.3g}, of a spread of {spread:.3g} (BatchNorm on the batch's statistics, another "
+            "normalisation by the batch, noise by the place in it?): attack it in inference mode, such as "
+            "use_running_average=True in Flax"
         )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from jaxrobust._borrow import borrowed, owner
 
 # Since jaxlib 0.10.2, XLA:CPU hands dots, convolutions and sums to YNNPACK. Passes through convolutional networks take
 # 1.2 to 2 times as long there, and sums over arrays of seven axes can end the process: issues 39257 and 40412 of
@@ -30,23 +33,53 @@ def jit(function: Callable[..., Any], **options: Any) -> Jit:
 
 
 class Jit:
-    """A function that compiles itself, see `jit`."""
+    """A function that compiles itself, see `jit`. What it compiles for a classifier whose function equals itself alone
+    is gone with that function, and so are the weights that it closes over.
+    """
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
+        self._function, self._keywords = function, options
         self._nested = jax.jit(function, **options)
-        self._outermost = functools.cache(
-            lambda told: jax.jit(function, compiler_options=dict(told) or None, **options)
-        )
+        self._outermost = functools.cache(self._compiled)
+        self._of_owner: Any = weakref.WeakKeyDictionary()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # inside of a program even a constant comes out as a tracer; under `grad` only the arguments do
         inside = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((jnp.zeros(()), args, kwargs)))
-        return (self._nested if inside else self._outermost(_options()))(*args, **kwargs)
+        if inside:
+            return self._nested(*args, **kwargs)
+        program, lent = self._outside(args)
+        return program(*lent, **kwargs)
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """The shapes and dtypes of the result; the trace is kept for the call."""
-        return self._outermost(_options()).eval_shape(*args, **kwargs)
+        program, lent = self._outside(args)
+        return program.eval_shape(*lent, **kwargs)
+
+    def cost(self, *args: Any, **kwargs: Any) -> Any:
+        """What the compiler expects the program to cost, without compiling it; None where it does not say."""
+        program, lent = self._outside(args)
+        return program.lower(*lent, **kwargs).cost_analysis()
+
+    def _outside(self, args: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+        """The outermost program for some arguments, and what to give it in their place."""
+        lent = [borrowed(arg) for arg in args]
+        owners = [found for arg in lent if (found := owner(arg)) is not None]
+        if not owners:
+            return self._outermost(_options()), lent
+        programs = self._of_owner.setdefault(owners[0], {})
+        told = _options()
+        if told not in programs:
+            programs[told] = self._compiled(told)
+        return programs[told], lent
+
+    def _compiled(self, told: tuple[tuple[str, str], ...]) -> Any:
+        @functools.wraps(self._function)
+        def own(*args: Any, **kwargs: Any) -> Any:  # a function apart, since JAX keeps traces as long as it
+            return self._function(*args, **kwargs)
+
+        return jax.jit(own, compiler_options=dict(told) or None, **self._keywords)
 
 
 def compiler_options(platform: str | None = None) -> dict[str, str]:

@@ -1,8 +1,11 @@
-"""What is written to disk: whole or not at all, without pickles, and recognised again by a fingerprint."""
+"""What is written to disk: whole or not at all, without pickles, and recognised again by its identity."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import enum
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -10,6 +13,8 @@ import json
 import os
 import pathlib
 import platform
+import types
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust._identity import identity as identity
+from jaxrobust._taken_apart import raw as raw
+
 
 def describe(value: Any) -> Any:
-    """A value in JSON's terms, stable from one process to the next: for settings pages and fingerprints."""
+    """A value in JSON's terms, stable from one process to the next: for people; `identity` is what tells runs apart."""
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__name__}.{value.name}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
@@ -27,6 +37,16 @@ def describe(value: Any) -> Any:
         return {str(k): describe(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [describe(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((describe(v) for v in value), key=repr)
+    if isinstance(value, functools.partial):
+        return {"type": "partial", **{name: describe(getattr(value, name)) for name in ("func", "args", "keywords")}}
+    if isinstance(value, types.MethodType):
+        return {"type": "method", "of": describe(value.__self__), "name": value.__name__}
+    if isinstance(value, (complex, bytes)):
+        return str(value)
+    if isinstance(value, np.bool_):
+        return bool(value)
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, (int, np.integer)):
@@ -42,27 +62,6 @@ def describe(value: Any) -> Any:
     if isinstance(value, pathlib.Path):
         return str(value)
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
-
-
-def fingerprint(*parts: Any) -> str:
-    """A digest of descriptions and arrays: equal for the same run, different for any other."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, (dict, str)):
-            digest.update(json.dumps(part, sort_keys=True).encode())
-            continue
-        for path, leaf in jax.tree_util.tree_leaves_with_path(part):
-            array = raw(leaf)
-            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-            digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def raw(leaf: Any) -> np.ndarray:
-    """A leaf as a NumPy array; a random key as its data."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
 
 
 def restored(array: np.ndarray, like: jax.Array) -> jax.Array:
@@ -124,12 +123,35 @@ def _finite(value: Any) -> Any:
 def atomically(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
     """What `write` puts into the path it is given becomes the file, or the file stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # of this very call: other threads, processes and hosts may write to the same place
+    partial = path.with_name(f".{path.name[:32]}.{uuid.uuid4().hex}.partial")
     try:
         write(partial)
+        _flush(partial, os.O_RDWR)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def remove(path: pathlib.Path) -> None:
+    """Take a file away, if there is one, for good once this returns."""
+    path.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: pathlib.Path) -> None:
+    """Have the names in a folder on the disk itself, where the system can."""
+    with contextlib.suppress(OSError):
+        _flush(folder, os.O_RDONLY)
+
+
+def _flush(path: pathlib.Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def versions() -> dict[str, str]:

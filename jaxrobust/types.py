@@ -91,6 +91,8 @@ class Code(IntEnum):
     ALREADY = 1
     NON_FINITE = 2
     DISAGREED = 3
+    OUTSIDE = 4
+    NO_START = 5
 
     @property
     def message(self) -> str:
@@ -100,6 +102,8 @@ class Code(IntEnum):
             Code.ALREADY: "the clean image already met the criterion; it is returned unchanged",
             Code.NON_FINITE: "the model returned NaN or infinite logits; counted neither as robust nor as a success",
             Code.DISAGREED: "success was seen during the attack, but a fresh forward pass did not confirm it",
+            Code.OUTSIDE: "a success that its own set does not contain, or outside of [0, 1]; not counted as one",
+            Code.NO_START: "the attack found no adversarial start to search from; give it `starts`",
         }[self]
 
 
@@ -107,7 +111,8 @@ class Code(IntEnum):
 class Classifier:
     """What is attacked: a pure function from images to logits, and its parameters.
 
-    Images are NHWC float32 in [0, 1]; normalisation belongs inside `apply`. The parameters are the only traced
+    Images are NHWC float32 in [0, 1]; normalisation belongs inside `apply`, and so does a cast to a narrower type such
+    as bfloat16. The parameters are the only traced
     part, so two classifiers of one architecture share one compilation.
 
     Args:
@@ -144,8 +149,8 @@ class Classifier:
         return id(self)
 
     def __call__(self, images: Any) -> Any:
-        """Logits (N, K) of images (N, H, W, C)."""
-        return self.apply(self.params, images)
+        """Logits (N, K) of images (N, H, W, C), in the images' own precision, and at least in float32."""
+        return _as_precise(self.apply(self.params, images), images)
 
     @staticmethod
     def from_function(function: Callable[..., Any], params: Any = None) -> Classifier:
@@ -200,6 +205,15 @@ class Classifier:
         return from_linen(module, variables, **kwargs)
 
 
+def _as_precise(logits: Any, images: Any) -> Any:
+    """Logits in the precision of the images, float32 or float64, so that whoever compares both has one type."""
+    given, wanted = (getattr(values, "dtype", None) for values in (logits, images))
+    if given is None or wanted is None or not all(jnp.issubdtype(t, jnp.floating) for t in (given, wanted)):
+        return logits
+    wanted = jax.dtypes.canonicalize_dtype(wanted) if jnp.finfo(wanted).bits > 16 else jnp.float32
+    return logits if given == wanted else logits.astype(wanted)
+
+
 @dataclasses.dataclass(frozen=True)
 class _WithoutParams:
     """Compares equal for the same function, so that wrapping it twice does not compile twice."""
@@ -251,7 +265,8 @@ class Targeted(Criterion):
 
     Args:
         target: target labels, integer, () or (N,).
-        label: true labels, same shape, or None; only losses that compare the two need them.
+        label: true labels, same shape, or None; only losses that compare the two need them. Where they are given and
+            can be looked at, attacks refuse a target that is its image's own label.
     """
 
     target: Any
@@ -408,7 +423,7 @@ class AttackResult:
     Args:
         images: (N, H, W, C), the best point found: one that meets the criterion before one that does not, then the
             highest loss. The clean image where nothing better was found.
-        success: (N,) bool, confirmed by a fresh forward pass on `images`.
+        success: (N,) bool, confirmed by a fresh forward pass on `images`, and by the set's own `contains`.
         loss: (N,) the attack's own loss at `images`.
         size: (N,) the perturbation's size, in the unit of the set's radius.
         forwards: (N,) int, images of this example that were classified for the attack's own purposes.

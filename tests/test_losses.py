@@ -1,5 +1,8 @@
 """Losses of one example: the specification's values, closed forms, and hostile logits."""
 
+import inspect
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +26,7 @@ def test_dlr_values(label, value):
 
 def test_targeted_dlr_values():
     np.testing.assert_allclose(losses.targeted_dlr(Z, 0, 2), -3 / 3.5, rtol=1e-6)
-    np.testing.assert_allclose(losses.targeted_dlr(Z[:3], 0, 2), -3 / 3, rtol=1e-6)
+    np.testing.assert_allclose(losses.targeted_dlr(Z[:3], 0, 2), -3, rtol=1e-6)
     np.testing.assert_allclose(losses.targeted_dlr(Z[:2], 0, 1), -2, rtol=1e-6)
 
 
@@ -105,3 +108,101 @@ def test_criteria_need_finite_logits():
     assert not Targeted(jnp.array(0)).met(broken)
     assert Misclassified(jnp.array(1)).met(jnp.array([0.0, 0.0]))  # ties go to the lowest index
     assert not Misclassified(jnp.array(0)).met(jnp.array([0.0, 0.0]))
+
+
+BATCHES = [
+    ("cross_entropy", 1),
+    ("dlr", 1),
+    ("log_cross_entropy", 1),
+    ("log_odds", 1),
+    ("margin", 1),
+    ("targeted_cross_entropy", 1),
+    ("targeted_margin", 1),
+    ("targeted_dlr", 2),
+]
+
+
+@pytest.mark.parametrize(("name", "labels"), BATCHES)
+def test_batches_are_refused_and_mapped(name, labels):
+    loss = inspect.unwrap(getattr(losses, name))  # without the type checks of the tests, which users do not have
+    z, classes = jnp.stack([Z, -Z, 2 * Z]), jnp.array([0, 1, 2])
+    given = [(classes + i) % 4 for i in range(labels)]
+    for rows, named in ((z, given), (z, [0] * labels), (Z, given)):
+        with pytest.raises(ValueError, match=rf"logits must have shape \(K,\).*jax.vmap\(losses.{name}\)"):
+            loss(rows, *named)
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        loss(jnp.zeros(1), *[0] * labels)
+    mapped = jax.jit(jax.vmap(jax.value_and_grad(loss)))(z, *given)[0]
+    np.testing.assert_allclose(mapped, [loss(z[i], *(c[i] for c in given)) for i in range(3)], rtol=1e-6)
+
+
+def test_divergences_of_batches_are_refused():
+    for pair in ((Z[None], Z[None]), (Z, Z[None])):
+        with pytest.raises(ValueError, match=r"jax.vmap\(losses.kl_divergence\)"):
+            inspect.unwrap(losses.kl_divergence)(*pair)
+    with pytest.raises(ValueError, match=r"jax.vmap\(losses.attack_loss\)"):
+        inspect.unwrap(losses.attack_loss)("margin", Z[None], Misclassified(jnp.array([0])))
+
+
+GOALS = [Misclassified(jnp.array(1)), Targeted(jnp.array(1), jnp.array(0))]
+
+
+@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("loss", sorted(losses.FOLLOWED))
+def test_what_is_followed_never_vanishes_and_knows_the_loss(loss, goal):
+    """Rises with the loss, has its gradient's direction wherever the loss has any, and another one nowhere."""
+    form = losses.followed(loss)
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(40, 5)) * np.geomspace(0.1, 300, 40)[:, None], jnp.float32)
+    value, slope = jax.vmap(jax.value_and_grad(lambda z: form.value(z, goal)))(rows)
+    plain, gradient = jax.vmap(jax.value_and_grad(lambda z: losses.attack_loss(loss, z, goal)))(rows)
+    reported = jax.vmap(lambda value: form.loss(value, goal))(value)
+    np.testing.assert_allclose(reported, plain, rtol=1e-6, atol=1e-37)
+    assert (np.diff(np.asarray(plain)[np.argsort(value)]) >= 0).all()
+    length, flat = (np.linalg.norm(np.asarray(g, np.float64), axis=1) for g in (slope, gradient))
+    assert (length > 1e-6).all()
+    along = np.sum(np.asarray(slope, np.float64) * np.asarray(gradient, np.float64), 1)
+    np.testing.assert_allclose(along[flat > 0], (length * flat)[flat > 0], rtol=1e-4)
+    shown = (np.abs(reported) > 1e-3) & (np.abs(value) < 10)
+    back = jax.vmap(lambda loss: form.reached(loss, goal))(reported)
+    np.testing.assert_allclose(back[shown], value[shown], rtol=1e-2, atol=1e-3)
+
+
+def test_saturated_cross_entropy_is_followed_by_its_log_odds():
+    z = jnp.array([1e4, 0.0, -1.0])
+    form, goal = losses.followed("cross_entropy"), Misclassified(jnp.array(0))
+    assert (jax.grad(lambda z: losses.attack_loss("cross_entropy", z, goal))(z) == 0).all()
+    slope = jax.grad(form.value)(z, goal)
+    np.testing.assert_allclose(slope, [-1, 1 / (1 + np.exp(-1)), 1 / (1 + np.e)], rtol=1e-5)
+    assert float(form.loss(jnp.asarray(-jnp.inf), goal)) == -np.inf  # of NaN logits
+
+
+@pytest.mark.parametrize("gap", [-50.0, -1.0, 0.0, 14.0, 16.0, 80.0])
+def test_the_logarithm_of_cross_entropy(gap):
+    z = jnp.array([gap, 0.0, -1.0])
+    value, slope = jax.value_and_grad(losses.cross_entropy)(z, 0)
+    log, steep = jax.value_and_grad(losses.log_cross_entropy)(z, 0)
+    np.testing.assert_allclose(log, np.log(value), rtol=1e-6)
+    np.testing.assert_allclose(steep, slope / value, rtol=1e-5)
+    assert (jax.grad(losses.log_cross_entropy)(1000 * jnp.ones(3).at[0].set(2.0), 0) != 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1.0, 1e6, 1e20])
+@pytest.mark.parametrize("z", [[4.0, 2.0, 1.0, 0.0], [1.0, 4.0, 4.0, 3.0]])
+def test_dlr_is_the_same_at_every_scale(z, scale):
+    z = jnp.array(z)
+    for loss in (lambda z: losses.dlr(z, 0), lambda z: losses.dlr(z, 3), lambda z: losses.targeted_dlr(z, 0, 3)):
+        (value, slope), (scaled, steep) = (jax.value_and_grad(loss)(c * z) for c in (1, jnp.float32(scale)))
+        np.testing.assert_allclose(scaled, value, rtol=1e-5)
+        np.testing.assert_allclose(steep * np.float32(scale), slope, rtol=1e-4, atol=1e-5 * np.abs(slope).max())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+def test_targeted_dlr_has_a_gradient_towards_every_target(classes):
+    """For every order of the logits; with three classes a ratio of their differences would have none for some."""
+    orders = np.array(list(itertools.permutations(np.arange(classes, dtype=np.float32) ** 2)))
+    slopes = jax.jit(jax.vmap(jax.grad(losses.targeted_dlr), (0, None, None)))
+    for label, target in itertools.permutations(range(classes), 2):
+        slope = np.asarray(slopes(orders, label, target))
+        assert (np.abs(slope).max(1) > 1e-3).all()
+        if classes < 4:  # a ratio may rise with its denominator, too
+            assert (slope[:, target] == 1).all()

@@ -29,9 +29,9 @@ class Around(Attack):
         return self.attack.set
 
     @property
-    def start(self) -> str:
+    def random(self) -> bool:
         """The attack's."""
-        return getattr(self.attack, "start", "random")
+        return self.attack.random
 
     @property
     def restarts(self) -> int:  # type: ignore[override]
@@ -49,6 +49,16 @@ class Around(Attack):
         return self.attack.minimum_norm
 
     @property
+    def sees_draws(self) -> bool:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.sees_draws
+
+    @property
+    def needs_start(self) -> bool:  # type: ignore[override]
+        """The attack's."""
+        return self.attack.needs_start
+
+    @property
     def knowledge(self) -> Knowledge:
         """The attack's."""
         return self.attack.knowledge
@@ -57,6 +67,11 @@ class Around(Attack):
     def queries(self) -> int:
         """The attack's."""
         return self.attack.queries
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The attack's."""
+        return self.attack.widths
 
     @property
     def asks(self) -> int:
@@ -72,6 +87,10 @@ class Around(Attack):
     def gradients(self) -> int:
         """The attack's."""
         return self.attack.gradients
+
+    def runs(self, classes: int) -> int:
+        """The attack's."""
+        return self.attack.runs(classes)
 
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> Any:
         """The first run."""

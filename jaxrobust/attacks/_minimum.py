@@ -34,11 +34,29 @@ __all__ = [
     "margin_gradient",
     "nearest_boundary",
     "order_of",
+    "shortest",
     "strongest_others",
 ]
 
 Scalar = Float[Array, ""]
 ORDERS: dict[type, int | float] = {L0: 0, L1: 1, L2: 2, Linf: math.inf}
+# By so much an entry moves at least on the way to a boundary: sixteen roundings of a bright pixel. A tie of two logits
+# is no reason to stand still, since it is the class of lower index that has it.
+LEAST = 1e-6
+# A success by fewer roundings of the largest logit than these may be undone by the next forward pass.
+ROUNDINGS = 4
+
+
+@pytree(*(field.name for field in dataclasses.fields(SearchState)), "nearest", "distance", "sure")
+class NearState(SearchState):
+    """A search that also knows its smallest success inside the radius or out of it, for training.
+
+    `distance` is that one's, ∞ before any; `sure` is whether the point booked has a margin beyond rounding.
+    """
+
+    nearest: Any
+    distance: Any
+    sure: Any
 
 
 class MinimumNorm(Booking):
@@ -58,19 +76,53 @@ class MinimumNorm(Booking):
         """The iterate, in the box."""
         return self.set.apply(state.x, state.theta)[None]
 
-    def _start(self, x: Image, goal: Criterion, logits: Logits, theta: Any, memory: Any) -> SearchState:
-        state = self._open(x, goal, logits, theta, memory)
-        best_loss = jnp.where(state.success, jnp.zeros((), x.dtype), -jnp.inf)
-        return dataclasses.replace(state, loss=state.loss.astype(x.dtype), best_loss=best_loss)
+    def last(self, state: Any) -> Image:
+        """What to train on: the smallest success, wherever it was, else the iterate, projected onto the set."""
+        theta = jnp.where(jnp.isfinite(state.distance), state.nearest, self._iterate(state))
+        return self.set.apply(state.x, self.set.project(state.x, theta))
 
-    def _record(self, state: SearchState, logits: Float[Array, "queries classes"], thetas: Any = None) -> SearchState:
-        """The state after an ask of `thetas` (queries, H, W, C), of the iterate alone by default."""
+    def _iterate(self, state: SearchState) -> Image:
+        """The perturbation to train on where nothing was found."""
+        return state.theta
+
+    def _start(self, x: Image, goal: Criterion, logits: Logits, theta: Any, memory: Any) -> NearState:
+        state = self._open(x, goal, logits, theta, memory)
+        known = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+        zero = jnp.zeros((), x.dtype)
+        known["loss"], known["best_loss"] = state.loss.astype(x.dtype), jnp.where(state.success, zero, -jnp.inf)
+        distance = jnp.where(state.success, zero, jnp.inf)
+        return NearState(**known, nearest=jnp.zeros_like(x), distance=distance, sure=state.success)
+
+    def _record(self, state: Any, logits: Float[Array, "queries classes"], thetas: Any = None) -> Any:
+        """The state, a `NearState`, after an ask of `thetas` (queries, H, W, C), of the iterate alone by default."""
         thetas = state.theta[None] if thetas is None else thetas
         sizes = jax.vmap(self.set.size, (None, 0))(state.x, thetas)
-        admitted = jax.vmap(self._meets, (None, 0))(state.goal, logits) & (sizes <= self._radius(state.x)[None])
-        rank = -jax.vmap(self._distance)(thetas, sizes)
-        margin = jnp.max(jax.vmap(self._loss, (0, None))(logits, state.aim)).astype(state.x.dtype)
-        return dataclasses.replace(self._book(state, thetas, rank, logits, admitted), loss=margin)
+        met = jax.vmap(self._meets, (None, 0))(state.goal, logits)
+        distances = jax.vmap(self._distance)(thetas, sizes)
+        margins = jax.vmap(self._loss, (0, None))(logits, state.aim)
+        admitted = met & (sizes <= self._radius(state.x)[None])
+        sure = admitted & (margins > jax.vmap(rounding)(logits))
+        # the first sure success takes the place of whatever was booked before, and then only sure ones may
+        first = jnp.any(sure) & ~state.sure
+        known = state.sure | first
+        book = dataclasses.replace(
+            state, success=state.success & ~first, best_loss=jnp.where(first, -jnp.inf, state.best_loss)
+        )
+        booked: Any = self._book(book, thetas, -distances, logits, jnp.where(known, sure, admitted))
+        lengths = jnp.where(met, distances, jnp.inf)
+        place = jnp.argmin(lengths)
+        nearer = lengths[place] < state.distance
+        return dataclasses.replace(
+            booked,
+            loss=jnp.max(margins).astype(state.x.dtype),
+            nearest=jnp.where(nearer, thetas[place], state.nearest),
+            distance=jnp.where(nearer, lengths[place], state.distance),
+            sure=known,
+        )
+
+    def _surely(self, goal: Criterion, logits: Logits) -> Bool[Array, ""]:
+        """Whether the criterion is met beyond rounding."""
+        return goal.met(logits) & (self._loss(logits, goal) > rounding(logits))
 
     def _meets(self, goal: Criterion, logits: Logits) -> Bool[Array, ""]:
         return goal.met(logits)
@@ -172,14 +224,26 @@ def nearest_boundary(
 ) -> tuple[Image, Scalar]:
     """Normal w and height f of the linearised boundary f_k + <w_k, ·> = 0 that is nearest, by |f_k|/‖w_k‖_q.
 
-    Classes without a gradient are passed over. Of an ask that only books there is one gradient, of zeros.
+    Classes without a gradient are passed over. A boundary nearer than `shortest` counts as so far ahead. Of an ask that
+    only books there is one gradient, of zeros.
     """
     normals = jnp.broadcast_to(finite(gradients), (*classes.shape, *gradients.shape[1:]))
     gaps = finite(logits[classes] - logits[label][None]).astype(normals.dtype)
     slopes = jax.vmap(lambda normal: dual_norm(normal, p))(normals)
     distances = jnp.where(slopes > 0, jnp.abs(gaps) / jnp.where(slopes > 0, slopes, 1), jnp.inf)
     nearest = jnp.argmin(distances)
-    return normals[nearest], gaps[nearest]
+    least = slopes[nearest] * shortest(normals[nearest], p)
+    return normals[nearest], jnp.where(jnp.abs(gaps[nearest]) < least, -least, gaps[nearest])
+
+
+def shortest(x: Image, p: int | float) -> float:
+    """The l_p size of a change of all entries by `LEAST`."""
+    return LEAST * {1: x.size, 2: math.sqrt(x.size), math.inf: 1.0}[p]
+
+
+def rounding(logits: Logits) -> Scalar:
+    """How large a margin may be by rounding alone."""
+    return ROUNDINGS * jnp.finfo(logits.dtype).eps * jnp.max(jnp.abs(finite(logits)))
 
 
 def dual_norm(gradient: Image, p: int | float) -> Scalar:

@@ -96,7 +96,8 @@ def adam(
 
     θ ← P(θ + α m̂/(√v̂ + 1e-8)) with the bias-corrected means m̂, v̂ (decays 0.9, 0.999) of the gradient of
     ℓ(model(apply(x, θ))) − penalty(x, θ); the penalty is the set's own, such as a flow's roughness. Every entry of θ
-    moves by about α, so α is in the unit of the entries; for sets bounded entry by entry that is the radius's.
+    moves by about α, so α is in the unit of the entries; for sets bounded entry by entry that is the radius's. From
+    cross-entropy the penalty is taken in the form that is followed, see `losses.followed`.
 
     Cost: (steps + 1) · restarts forwards, steps · restarts backwards.
 

@@ -121,14 +121,17 @@ class AutoPGD(Ascent):
         # the clean image, booked by a run without a target, must not outrank what others find
         return dataclasses.replace(state, best_loss=jnp.where(self._is_idle(state), -jnp.inf, state.best_loss))
 
-    def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
+    def _told(self, state: SearchState, loss: Scalar, logits: Array, gradients: Array) -> SearchState:
         """Books the iterate if it is better, then moves on by what the loss has done."""
-        loss = self._loss(logits[0], state.aim)
         gradient = self.set.pullback(state.x, state.theta, finite(gradients[0, 0]))
         admitted = self._admits(state.x, state.theta)
         booked = self._book(state, state.theta[None], loss[None], logits, admitted[None])
         theta, memory = self._move(booked, gradient)
         return dataclasses.replace(booked, theta=theta, memory=memory)
+
+    def runs(self, classes: int) -> int:
+        """Those at targets that exist."""
+        return self.restarts // max(self.targets, 1) * min(self.targets, classes - 1) if self.targets else self.restarts
 
     def done(self, state: SearchState) -> Bool[Array, ""]:
         """Whether all asks have been made, or the run aims at a class that does not exist."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks.base import Attack, Best, Points, check_field, is_better
-from jaxrobust.losses import LOSSES, attack_loss
+from jaxrobust.losses import LOSSES, followed
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
 __all__ = [
@@ -47,6 +47,7 @@ Scalar = Float[Array, ""]
     "loss",
     "best_theta",
     "best_loss",
+    "best_logits",
     "booked",
     "success",
     "non_finite",
@@ -60,9 +61,10 @@ class SearchState:
     theta: Any
     memory: Any  # the attack's own: a velocity, moments, a multiplier, a key
     asked: Any
-    loss: Any  # the highest of the points last asked
+    loss: Any  # the highest of the points last asked, in the form that is followed; see `losses.followed`
     best_theta: Any
-    best_loss: Any
+    best_loss: Any  # likewise
+    best_logits: Any
     booked: Any  # whether any point was; until then the best one is the clean image
     success: Any
     non_finite: Any
@@ -85,17 +87,27 @@ class Booking(Attack):
         return Best(
             image=image,
             success=state.success,
-            loss=state.best_loss,
+            loss=self._reported(state.best_loss, state.aim),
             size=size,
             forwards=self._forwards(state),
             backwards=self._backwards(state),
             non_finite=state.non_finite,
             parameters=state.best_theta,
+            logits=state.best_logits,
         )
 
     def loss_of(self, state: SearchState) -> Scalar:
         """The highest loss of the points last asked."""
-        return state.loss
+        return self._reported(state.loss, state.aim)
+
+    def loss_at(self, state: SearchState, theta: Parameters, draws: Float[Array, "draws classes"]) -> Scalar:
+        """The loss at a point, the mean over draws of a random model's logits there."""
+
+        def reported(logits: Logits) -> Scalar:
+            loss, _ = self._penalised(state.x, theta, self._loss(logits, state.aim), theta)
+            return self._reported(loss, state.aim)
+
+        return jnp.mean(jax.vmap(reported)(draws))
 
     def _open(
         self, x: Image, goal: Criterion, logits: Logits, theta: Parameters, memory: Any, aim: Criterion | None = None
@@ -114,6 +126,7 @@ class Booking(Attack):
             loss=loss,
             best_theta=identity,
             best_loss=loss,
+            best_logits=logits,
             booked=jnp.zeros((), bool),
             success=goal.met(logits),
             non_finite=~jnp.all(jnp.isfinite(logits)),
@@ -140,6 +153,7 @@ class Booking(Attack):
             loss=jnp.max(loss),
             best_theta=jax.tree.map(lambda new, old: jnp.where(better, new[place], old), thetas, state.best_theta),
             best_loss=jnp.where(better, loss[place], state.best_loss),
+            best_logits=jnp.where(better, logits[place], state.best_logits),
             booked=state.booked | better,
             success=state.success | success[place],
             non_finite=state.non_finite | ~jnp.all(jnp.isfinite(logits)),
@@ -156,7 +170,12 @@ class Booking(Attack):
         return loss, gradient
 
     def _loss(self, logits: Logits, aim: Criterion) -> Scalar:
-        return never_nan(attack_loss(self.loss, logits, aim))
+        """The loss in the form that is followed."""
+        return never_nan(followed(self.loss).value(logits, aim))
+
+    def _reported(self, loss: Scalar, aim: Criterion) -> Scalar:
+        """The loss itself, from the form that is followed."""
+        return followed(self.loss).loss(loss, aim)
 
     def _radius(self, x: Image) -> Scalar:
         return jnp.asarray(self.set.radius).astype(x.dtype)
@@ -229,7 +248,20 @@ class Ascent(Booking):
 
     def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
         """Books the iterate if it is better, then moves on."""
-        loss = self._loss(logits[0], state.aim)
+        return self._told(state, self._loss(logits[0], state.aim), logits, gradients)
+
+    def tell_draws(
+        self,
+        state: SearchState,
+        logits: Float[Array, "queries classes"],
+        draws: Float[Array, "queries draws classes"],
+        gradients: Array,
+    ) -> SearchState:
+        """The same by the mean of the draws' losses."""
+        loss = jnp.mean(jax.vmap(self._loss, (0, None))(draws[0], state.aim))
+        return self._told(state, loss, logits, gradients)
+
+    def _told(self, state: SearchState, loss: Scalar, logits: Array, gradients: Array) -> SearchState:
         gradient = self.set.pullback(state.x, state.theta, finite(gradients[0, 0]))
         loss, gradient = self._penalised(state.x, state.theta, loss, gradient)
         theta, memory = self._move(state, gradient)

@@ -24,7 +24,7 @@ State = Any
 Points = Float[Array, "queries height width channels"]
 
 
-@pytree("image", "success", "loss", "size", "forwards", "backwards", "non_finite", "parameters")
+@pytree("image", "success", "loss", "size", "forwards", "backwards", "non_finite", "parameters", "logits")
 class Best:
     """What an attack has booked for one example so far.
 
@@ -37,6 +37,7 @@ class Best:
         backwards: gradients used so far.
         non_finite: whether any logits seen were NaN or infinite.
         parameters: the set's parameters θ of the image, or None where they are not kept.
+        logits: (K,), what the model said of the image when it was seen, or None where it is not kept.
     """
 
     image: Float[Array, "*batch height width channels"]
@@ -47,6 +48,7 @@ class Best:
     backwards: Int[Array, "*batch"]
     non_finite: Bool[Array, "*batch"]
     parameters: Any = None
+    logits: Any = None
 
 
 def is_better(success: Array, loss: Array, old_success: Array, old_loss: Array) -> Array:
@@ -73,11 +75,33 @@ class Attack(abc.ABC):
     ends_early = False
     # whether the point it keeps is the nearest success, so that sizes are distances to the decision boundary; static
     minimum_norm = False
+    # whether it searches from a point that meets the criterion, and does nothing where it finds none; its loss is −∞
+    # then, and only then; static
+    needs_start = False
+    # whether what it sees of a point is one draw of the model among many, so that a success seen may be luck; static
+    sees_draws = False
+
+    @property
+    def first_success_is_final(self) -> bool:
+        """Whether a first success may end an example's search, static: not under randomness, where the engines go on
+        whatever they are told, and by default not where the nearest success is wanted.
+        """
+        return not (self.sees_draws or self.minimum_norm)
+
+    @property
+    def random(self) -> bool:
+        """Whether runs differ by their keys, static; without it more of them would be equal."""
+        return getattr(self, "start", "random") != "clean"
 
     @property
     def queries(self) -> int:
         """Points asked at once (q), static."""
         return 1
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers of points that asks may have, rising to `queries`, static; meant points come first."""
+        return (self.queries,)
 
     @property
     @abc.abstractmethod
@@ -93,6 +117,10 @@ class Attack(abc.ABC):
     def knowledge(self) -> Knowledge:
         """What the adversary must see of the model: its gradients, else its logits; some override it by the label."""
         return "gradients" if self.gradients else "scores"
+
+    def runs(self, classes: int) -> int:
+        """Runs that have something to do on a model of K = `classes` classes, static: the first of the `restarts`."""
+        return self.restarts
 
     @property
     def asks_to_last(self) -> int:
@@ -125,6 +153,18 @@ class Attack(abc.ABC):
     def tell(self, state: State, logits: Float[Array, "queries classes"], gradients: Array) -> State:
         """The state after booking the points asked, given logits (q, K) and image gradients (q, m, H, W, C)."""
 
+    def tell_draws(
+        self,
+        state: State,
+        logits: Float[Array, "queries classes"],
+        draws: Float[Array, "queries draws classes"],
+        gradients: Array,
+    ) -> State:
+        """`tell` of a random model's mean prediction, given its draws too; attacks that decide by their loss take the
+        mean of the draws' losses.
+        """
+        return self.tell(state, logits, gradients)
+
     @abc.abstractmethod
     def done(self, state: State) -> Bool[Array, ""]:
         """Whether nothing is left to ask."""
@@ -140,6 +180,10 @@ class Attack(abc.ABC):
     def last(self, state: State) -> Image:
         """The point that would be asked next: what adversarial training trains on."""
         return self.ask(state)[0]
+
+    def loss_at(self, state: State, theta: Any, draws: Float[Array, "draws classes"]) -> Float[Array, ""]:
+        """The loss to be booked at a point, the mean over draws of a random model's logits there; `eot` asks for it."""
+        raise NotImplementedError(f"loss_at must be defined for an attack under eot; {type(self).__name__} has none")
 
     def bound_to(self, model: Classifier) -> Attack:
         """The attack when `model` is attacked; see `PerturbationSet.bound_to`. The engines call it."""
@@ -164,13 +208,14 @@ def check_field(set: Any) -> None:
 
 class Entry(NamedTuple):
     """A registered attack: how to make it from a set, with its defaults, the name of a set that suits it, the public
-    function that makes it, and what it is to be used for.
+    function that makes it, what it is to be used for, and what makes of any classifier one that it attacks.
     """
 
     make: Callable[[PerturbationSet], Attack]
     on: str
     factory: Callable[..., Any]
     use: str
+    model: Callable[[Classifier], Classifier]
 
     def __call__(self, set: PerturbationSet) -> Attack:
         return self.make(set)
@@ -187,6 +232,7 @@ def register(
     on: str = "linf",
     factory: Callable[..., Any] | None = None,
     use: str = "",
+    model: Callable[[Classifier], Classifier] = lambda model: model,
 ) -> None:
     """Enter an attack into the table over which laws are tested and tables are made.
 
@@ -196,6 +242,7 @@ def register(
         on: the registered set on which the laws are tested.
         factory: the public function that `make` calls, where it is neither `make` nor what `make` is a partial of.
         use: what it is recommended for, in a sentence; of several entries of one factory the first says it.
+        model: from any classifier to one that the attack takes; by default it takes all.
 
     Raises:
         ValueError: the name is taken.
@@ -203,4 +250,4 @@ def register(
     if name in REGISTRY:
         raise ValueError(f"name must be new in the registry of attacks; got {name!r} again")
     made_by: Callable[..., Any] = getattr(make, "func", make) if factory is None else factory
-    REGISTRY[name] = Entry(make, on, made_by, use)
+    REGISTRY[name] = Entry(make, on, made_by, use, model)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import _checks
 from jaxrobust.attacks._minimum import MinimumNorm
 from jaxrobust.attacks.ascent import QueryAttack, SearchState
-from jaxrobust.attacks.base import Points, check_field, check_set, register
+from jaxrobust.attacks.base import Best, Points, check_field, check_set, register
 from jaxrobust.sets import L2, PerturbationSet
 from jaxrobust.sets.lp import norm, unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
@@ -27,6 +27,9 @@ SEARCH, LINE, WALK, OVER = 0, 1, 2, 3
 BLENDS = 50  # points on the line from the image to the first adversarial one
 # outcomes that are looked at together: of the spherical step, and of the whole one
 SPHERICAL_TRIALS, STEP_TRIALS = 100, 30
+TRIES = 1000  # starts that are drawn, before the search for one is given up
+NOISES = 10  # of them plain noise, before other kinds take their turns
+KINDS = 6  # of starts
 CHECK_EVERY = 10  # steps between two looks at the spherical step
 STEPS = 2**31 - 1  # folded into the key, it tells the steps' randomness from that of the starts
 CONVERGED = 1e-7  # relative step towards the image at which the walk ends
@@ -35,16 +38,18 @@ CONVERGED = 1e-7  # relative step towards the image at which the walk ends
 class Decision(QueryAttack, MinimumNorm):
     """A search for a small perturbation by labels alone, from an adversarial start; every query counts.
 
-    Starts are the images given, in their order, then uniform noise; a start is any point that meets the criterion,
-    however far away.
+    Starts are the images given, in their order, then those of `_drawn`, at most `TRIES`; a start is any point that
+    meets the criterion, however far away.
     """
 
     budget: int
     starts: Any
     start = "random"
     kinds: tuple[type, ...]  # the balls whose norm the attack has a form for
+    last = MinimumNorm.last  # not the best within the radius: training wants a point even where that is the clean image
     # the walk may converge, or find no start, before its budget is spent
     ends_early = True
+    needs_start = True
     knowledge = "decisions"
 
     def __post_init__(self) -> None:
@@ -62,6 +67,15 @@ class Decision(QueryAttack, MinimumNorm):
         """At least one query an ask."""
         return self.budget
 
+    def best(self, state: Any) -> Best:
+        """The smallest within the radius; without one, the loss still tells how far the smallest of all is."""
+        best = super().best(state)
+        return dataclasses.replace(best, loss=jnp.where(best.success, best.loss, -state.distance))
+
+    def _given_up(self, x: Image, tries: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether so many starts are enough."""
+        return tries >= TRIES + self._known(x)
+
     def _known(self, x: Image) -> int:
         """How many starts are given, whose shape is the image's."""
         if self.starts is None:
@@ -72,8 +86,9 @@ class Decision(QueryAttack, MinimumNorm):
 
     def _candidate(self, key: Key, x: Image, attempt: Int[Array, ""]) -> Image:
         """The perturbation that leads to start number `attempt`."""
-        image = jax.random.uniform(jax.random.fold_in(key, attempt), x.shape, x.dtype)
-        if count := self._known(x):
+        count = self._known(x)
+        image = _drawn(jax.random.fold_in(key, attempt), x, attempt - count)
+        if count:
             given = jnp.clip(jnp.asarray(self.starts).astype(x.dtype), 0, 1)
             image = jnp.where(attempt < count, given[jnp.minimum(attempt, count - 1)], image)
         return image - x
@@ -81,6 +96,29 @@ class Decision(QueryAttack, MinimumNorm):
     @property
     def _run(self) -> str:
         return f"{self.budget} queries" + ("" if self.restarts == 1 else f", {self.restarts} restarts")
+
+
+def _drawn(key: Key, x: Image, number: Int[Array, ""]) -> Image:
+    """Start number so many: noise at first, then, in turn, images of six kinds.
+
+    Noise, which all looks like one class to many models; the image blended with noise; noise in black and white; noise
+    of ever larger tiles; one colour; and the negative, first plain and then blended with noise.
+    """
+    # one draw serves all kinds
+    noise = jax.random.uniform(key, x.shape, x.dtype)
+    turn, around = number % KINDS, jnp.maximum(number - NOISES, 0) // KINDS
+    share = (around % 4).astype(x.dtype) / 4
+    tile = jnp.left_shift(2, around % 4)
+    rows, columns = (jnp.arange(length, dtype=jnp.int32) // tile * tile for length in x.shape[:2])
+    kinds = (
+        noise,
+        x + (share + 0.25) * (noise - x),
+        jnp.round(noise),
+        noise[rows][:, columns],
+        jnp.broadcast_to(noise[:1, :1], x.shape),
+        (1 - share) * (1 - x) + share * noise,
+    )
+    return jax.lax.select_n(jnp.where(number < NOISES, 0, turn), *kinds)
 
 
 @pytree("key", "phase", "tries", "step", "place", "spherical", "towards", "sphere_met", "on_sphere", "sphere", "steps")
@@ -200,9 +238,10 @@ class Boundary(Decision):
         return sphere, sphere * (1 - length / jnp.where(reached > 0, reached, 1))
 
     def _searched(self, state: SearchState, walk: Walk, met: Array) -> Walk:
+        lost = self._given_up(state.x, walk.tries + 1)
         return dataclasses.replace(
             walk,
-            phase=jnp.where(met, LINE, SEARCH).astype(jnp.int32),
+            phase=jnp.where(met, LINE, jnp.where(lost, OVER, SEARCH)).astype(jnp.int32),
             tries=jnp.where(met, 0, walk.tries + 1),
             place=jnp.where(met, state.theta, walk.place),
         )
@@ -277,14 +316,16 @@ def boundary(
         set: an `L2` ball. What is found is the smallest perturbation; it is a success if it lies within the radius.
         queries: queries of a run, ≥ 1.
         starts: (M, H, W, C) images in [0, 1] to try first, such as one of each class; needed for most targets, which
-            noise never meets. Then, and by default, uniform noise is tried until the budget is spent.
+            noise never meets. Then, and by default, up to 1000 are drawn: noise, plain, blended with the image, in
+            black and white and in tiles, single colours and the negative. An example for which none is adversarial
+            has `Code.NO_START`.
         spherical_step: the first step along the sphere, a share of the distance.
         source_step: the first step towards the image, a share of the distance.
         adaptation: ≥ 1.
         restarts: independent runs.
 
     Returns:
-        The attack, of which `size` is the distance found and `loss` its negative, −∞ without success.
+        The attack, of which `size` is the distance found and `loss` its negative, −∞ without a start.
 
     Raises:
         ValueError: another set, starts of the wrong shape, or numbers out of range.

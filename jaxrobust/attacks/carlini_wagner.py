@@ -85,11 +85,13 @@ class CarliniWagnerL2(CarliniWagner):
         x, (w, moments, plan) = state.x, state.memory
         hinge = self._hinge(state, logits[0])
         objective = jnp.sum(jnp.square(state.theta)) + plan.weight * hinge
-        slope = jnp.where(hinge > 0, finite(gradients[0, 0]), 0)
-        moved = self._step(w, moments, plan.count, 2 * state.theta - plan.weight * slope)
         success = self._meets(state.goal, logits[0])
+        # at a tie the hinge is zero, but the criterion need not be met
+        slope = jnp.where(success, 0, finite(gradients[0, 0]))
+        moved = self._step(w, moments, plan.count, 2 * state.theta - plan.weight * slope)
         plan, over = plan.after(success, objective, steps=self.steps, rounds=self.rounds, abort_early=self.abort_early)
-        w, moments = choose(over, (_variable(x), _zeros(x)), moved)
+        # where the last round ends is what training may get
+        w, moments = choose(over & (plan.round < self.rounds), (_variable(x), _zeros(x)), moved)
         memory = (w, moments, plan)
         return dataclasses.replace(self._record(state, logits), theta=self._perturbation(x, w), memory=memory)
 
@@ -122,6 +124,7 @@ class Tightened(CarliniWagner):
     """Rounds of one c and one restriction, which end with their first success; subclasses restrict."""
 
     most: float  # the c at which the search is given up
+    anew = False  # whether Adam begins anew with every c
 
     @abc.abstractmethod
     def _terms(self, theta: Image, plan: Tightening, hinge: Scalar) -> tuple[Image, Bool[Array, ""]]:
@@ -149,16 +152,21 @@ class Tightened(CarliniWagner):
         hinge, gradient = self._hinge(state, logits[0]), finite(gradients[0, 0])
         slope, small = self._terms(state.theta, plan, hinge)
         solved = state.goal.met(logits[0]) & small
-        slope = slope - plan.weight * jnp.where(hinge > 0, gradient, 0)
+        slope = slope - plan.weight * jnp.where(self._meets(state.goal, logits[0]), 0, gradient)
         moved = self._step(w, moments, plan.total, jnp.where(plan.allowed, slope, 0))
         goes_on = dataclasses.replace(plan, count=plan.count + 1, total=plan.total + 1)
         ended = dataclasses.replace(plan, count=jnp.zeros_like(plan.count), round=plan.round + 1)
         vain = dataclasses.replace(
-            ended, total=plan.total + 1, weight=2 * plan.weight, over=2 * plan.weight >= self.most
+            ended,
+            total=0 * plan.total if self.anew else plan.total + 1,
+            weight=2 * plan.weight,
+            over=2 * plan.weight >= self.most,
         )
         tighter = self._tightened(dataclasses.replace(ended, total=jnp.zeros_like(plan.total)), state.theta, gradient)
-        plan = choose(solved, tighter, choose(plan.count >= self.steps, vain, goes_on))
-        w, moments = choose(solved, (w, _zeros(x)), moved)
+        failed = plan.count >= self.steps
+        plan = choose(solved, tighter, choose(failed, vain, goes_on))
+        w, moments = choose(solved, w, moved[0]), moved[1]
+        moments = choose(solved | (failed & self.anew), _zeros(x), moments)
         theta = self._restricted(self._perturbation(x, w), plan)
         return dataclasses.replace(self._record(state, logits), theta=theta, memory=(w, moments, plan))
 
@@ -239,6 +247,7 @@ class CarliniWagnerL0(Tightened):
     step_size: Number = 1e-2
     threshold: Number = 0.01
     most = 2e6
+    anew = True  # gradients fade where tanh nears the box, and steps by their old size would not come there
 
     def __post_init__(self) -> None:
         self._check("threshold")
@@ -249,7 +258,7 @@ class CarliniWagnerL0(Tightened):
     def _tightened(self, plan: Tightening, theta: Image, gradient: Image) -> Tightening:
         block = self.set._block  # type: ignore[attr-defined]
         changed = group_sums(jnp.abs(theta), block) > 0
-        score = jnp.abs(group_sums(theta, block)) * group_sums(jnp.abs(gradient), block)
+        score = group_sums(jnp.abs(theta * gradient), block)
         order = jnp.argsort(jnp.where(changed, score, jnp.inf).reshape(-1))
         rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size)).reshape(score.shape)
         left = jnp.sum(changed).astype(theta.dtype)
@@ -298,8 +307,8 @@ def carlini_wagner(
       tenfold until then. A round ends where a tenth of its steps lowers the objective by less than a ten-thousandth.
     - l∞: Σ max(|δ| − τ, 0) + c h. A success makes τ ← 0.9 · min(τ, max |δ|), from where it stands, a vain round
       doubles c; it is over when τ < 1/256 or c ≥ 20.
-    - l0: ‖δ‖₂² + c h on the pixels still allowed. A success freezes those of least |Σ δ| · Σ |∇|, at most 0.3 √n of
-      the n that changed, and one alone once their score is above 0.01; a vain round doubles c, up to 2e6.
+    - l0: ‖δ‖₂² + c h on the pixels still allowed. A success freezes those of least Σ |δ ∇|, at most 0.3 √n of the n
+      that changed, and one alone once their score is above 0.01; a vain round doubles c, up to 2e6.
 
     Args:
         set: `L2`, `Linf` or `L0`. Its norm is the attack's, its radius caps what counts as success: take one that is
@@ -324,7 +333,9 @@ def carlini_wagner(
 
     Reference:
         Carlini and Wagner, 2017, arXiv:1608.04644. Their code ends a round early by the sum over a batch; here every
-        example's ends by its own objective. For l0, pixels that hardly changed (by 1e-4) are frozen all at once.
+        example's ends by its own objective. For l0, pixels that hardly changed (by 1e-4) are frozen all at once, a
+        pixel whose channels change in opposite ways keeps its score (theirs is |Σ δ| · Σ |∇|), and Adam begins anew
+        with every c, since it would not come to the box else.
     """
     form = FORMS[order_of(set, "carlini_wagner", tuple(FORMS))]
     given = {

@@ -13,7 +13,7 @@ from jaxrobust import _checks
 from jaxrobust.attacks._around import Around
 from jaxrobust.attacks._minimum import choose, strongest_others
 from jaxrobust.attacks.ascent import Loss
-from jaxrobust.attacks.base import Attack, Best, Points, register
+from jaxrobust.attacks.base import Attack, Best, register
 from jaxrobust.attacks.engine import check_attack, merge
 from jaxrobust.attacks.gradient import pgd
 from jaxrobust.attacks.worst_of import WorstOf, worst_of
@@ -23,24 +23,23 @@ from jaxrobust.types import Criterion, Image, Key, Logits, Towards, pytree
 __all__ = ["OneRun", "Restarts", "TargetedEach", "best_of", "on_survivors", "restarts", "targeted_each"]
 
 
-@pytree("inner", "idle")
+@pytree("inner")
 class Wrapped:
-    """The state of the attack within, and whether this run has nothing to do."""
+    """The state of the attack within."""
 
     inner: Any
-    idle: Any
 
 
 class Wrapper(Around):
     """An attack around another, which searches; subclasses say which runs there are."""
 
-    def ask(self, state: Any) -> Points:
+    def ask(self, state: Any) -> Array:
         """The attack's points."""
         return self.attack.ask(state.inner)
 
     def meant(self, state: Any) -> Bool[Array, " queries"]:
-        """The attack's, and none of an idle run."""
-        return self.attack.meant(state.inner) & ~state.idle
+        """The attack's."""
+        return self.attack.meant(state.inner)
 
     def cotangents(self, state: Any, logits: Float[Array, "queries classes"]) -> Array:
         """The attack's."""
@@ -51,13 +50,12 @@ class Wrapper(Around):
         return dataclasses.replace(state, inner=self.attack.tell(state.inner, logits, gradients))
 
     def done(self, state: Any) -> Bool[Array, ""]:
-        """Whether the attack is, or the run is idle."""
-        return self.attack.done(state.inner) | state.idle
+        """Whether the attack is."""
+        return self.attack.done(state.inner)
 
     def best(self, state: Any) -> Best:
-        """What the attack has booked; the clean image, booked by an idle run, must not outrank what others find."""
-        best = self.attack.best(state.inner)
-        return dataclasses.replace(best, loss=jnp.where(state.idle, -jnp.inf, best.loss))
+        """What the attack has booked."""
+        return self.attack.best(state.inner)
 
     def loss_of(self, state: Any) -> Float[Array, ""]:
         """The attack's."""
@@ -89,10 +87,13 @@ class Restarts(Wrapper):
         """The attack's, as often."""
         return self.times * self.attack.restarts
 
+    def runs(self, classes: int) -> int:
+        """The attack's, as often."""
+        return self.times * self.attack.runs(classes)
+
     def begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, restart: Int[Array, ""]) -> Wrapped:
         """Run number `restart`, with a key of its own."""
-        inner = self.attack.begin(key, x, goal, logits, restart % self.attack.restarts)
-        return Wrapped(inner, jnp.zeros((), bool))
+        return Wrapped(self.attack.begin(key, x, goal, logits, restart % self.attack.runs(logits.shape[0])))
 
     def __str__(self) -> str:
         return f"{self.times} times [{self.attack}]"
@@ -119,16 +120,19 @@ class TargetedEach(Wrapper):
         """The attack's, for every target."""
         return self.targets * self.attack.restarts
 
+    def runs(self, classes: int) -> int:
+        """Those at targets that exist."""
+        return min(self.targets, classes - 1) * self.attack.runs(classes)
+
     def begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, restart: Int[Array, ""]) -> Wrapped:
         """Run number `restart`, and its target."""
         if goal.targeted:
             found = type(goal).__name__
             raise ValueError(f"the criterion must have no target for targeted_each, which chooses it; got {found}")
         classes = strongest_others(logits, goal.label, self.targets)
-        place = restart // self.attack.restarts
-        target = classes[jnp.minimum(place, classes.shape[0] - 1)]
-        inner = self.attack.begin(key, x, Towards(target, goal), logits, restart % self.attack.restarts)
-        return Wrapped(inner, place >= classes.shape[0])
+        runs = self.attack.runs(logits.shape[0])
+        target = classes[jnp.minimum(restart // runs, classes.shape[0] - 1)]
+        return Wrapped(self.attack.begin(key, x, Towards(target, goal), logits, restart % runs))
 
     def __str__(self) -> str:
         return f"{self.attack}, at {self.targets} targets"
@@ -147,11 +151,6 @@ class OneRunState:
     inner: Any
     loss: Any
 
-    @property
-    def idle(self) -> Bool[Array, ""]:
-        """Never: runs that have nothing to do are passed over."""
-        return jnp.zeros((), bool)
-
 
 @pytree("attack")
 class OneRun(Wrapper):
@@ -163,6 +162,15 @@ class OneRun(Wrapper):
 
     attack: Attack
     restarts = 1
+
+    def runs(self, classes: int) -> int:
+        """One."""
+        return 1
+
+    @property
+    def ends_early(self) -> bool:  # type: ignore[override]
+        """Whether the attack may, or some of its runs may have nothing to do."""
+        return self.attack.ends_early or self.attack.runs(2) < self.attack.restarts
 
     @property
     def asks(self) -> int:
@@ -201,7 +209,7 @@ class OneRun(Wrapper):
 
     def done(self, state: OneRunState) -> Bool[Array, ""]:
         """Whether all runs are over."""
-        return state.run >= self.attack.restarts
+        return state.run >= self.attack.runs(state.logits.shape[0])
 
     def best(self, state: OneRunState) -> Best:
         """The best of all runs."""
@@ -221,7 +229,7 @@ class OneRun(Wrapper):
     def _begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, run: Int[Array, ""]) -> Any:
         # the first has the whole's own key, so that an attack of one run finds what it would find alone
         own = jnp.where(run == 0, key, jax.random.fold_in(key, run))
-        return self.attack.begin(own, x, goal, logits, jnp.minimum(run, self.attack.restarts - 1))
+        return self.attack.begin(own, x, goal, logits, jnp.minimum(run, self.attack.runs(logits.shape[0]) - 1))
 
     def __str__(self) -> str:
         return str(self.attack)
@@ -255,8 +263,8 @@ def restarts(attack: Attack, n: int) -> Restarts:
         Customary; Madry et al., 2018, arXiv:1706.06083.
     """
     check_attack(attack)
-    if _checks.count("n", n) > 1 and getattr(attack, "start", "random") == "clean":
-        raise ValueError(f"n must be 1 for an attack without a random start; got {n} equal runs of {attack}")
+    if _checks.count("n", n) > 1 and not attack.random:
+        raise ValueError(f"n must be 1 for an attack of which nothing is random; got {n} equal runs of {attack}")
     return Restarts(attack, n)
 
 

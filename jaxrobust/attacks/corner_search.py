@@ -64,6 +64,7 @@ class CornerSearch(QueryAttack, MinimumNorm):
     chunk: int = 100
     start = "random"
     ends_early = True
+    last = MinimumNorm.last
 
     def __post_init__(self) -> None:
         # JAX rebuilds pytrees around placeholders, which are no sets
@@ -130,6 +131,9 @@ class CornerSearch(QueryAttack, MinimumNorm):
     def done(self, state: SearchState) -> Bool[Array, ""]:
         """Whether something has been found, or nothing is left to ask."""
         return super().done(state) | state.memory.over
+
+    def _iterate(self, state: SearchState) -> Image:
+        return self._thetas(state)[0]
 
     @property
     def _offsets(self) -> Int[Array, " queries"]:

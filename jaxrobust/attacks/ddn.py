@@ -12,7 +12,7 @@ from jaxrobust import _checks
 from jaxrobust.attacks._minimum import MinimumNorm, check_steps, cosine, farthest, order_of
 from jaxrobust.attacks.ascent import SearchState, finite
 from jaxrobust.attacks.base import register
-from jaxrobust.losses import attack_loss
+from jaxrobust.losses import followed
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.lp import norm, unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
@@ -57,7 +57,7 @@ class DDN(MinimumNorm):
 
     def cotangents(self, state: SearchState, logits: Float[Array, "queries classes"]) -> Array:
         """The gradient of cross-entropy, towards the target where there is one."""
-        return jax.grad(lambda z: attack_loss("cross_entropy", z, state.goal))(logits[0])[None, None]
+        return jax.grad(followed("cross_entropy").value)(logits[0], state.goal)[None, None]
 
     def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
         """Books the iterate, changes the norm by it, and turns δ along the gradient."""

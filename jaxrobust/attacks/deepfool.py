@@ -74,7 +74,7 @@ class DeepFool(MinimumNorm):
         """Books the iterate; where no boundary is crossed yet, steps to the nearest."""
         classes, total, _ = state.memory
         p = order_of(self.set, "deepfool", (2, math.inf))
-        crossed = state.goal.met(logits[0])
+        crossed = self._surely(state.goal, logits[0])
         normal, gap = nearest_boundary(classes, state.goal.label, logits[0], gradients[0], p)
         slope = dual_norm(normal, p)
         step = unit(normal) if p == 2 else jnp.sign(normal)

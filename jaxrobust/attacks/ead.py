@@ -76,16 +76,19 @@ class EAD(Penalised):
         """Books both points and moves on, at a round's end to the next c."""
         x, delta, (ahead, plan) = state.x, state.theta, state.memory
         beta, rate = (jnp.asarray(value).astype(x.dtype) for value in (self.shrinkage, self.step_size))
-        here, there = (self._hinge(state, z) for z in logits)
-        objective = plan.weight * here + self._elastic(delta)
-        slope = 2 * ahead - plan.weight * jnp.where(there > 0, finite(gradients[1, 0]), 0)
+        objective = plan.weight * self._hinge(state, logits[0]) + self._elastic(delta)
+        # at a tie the hinge is zero, but the criterion need not be met
+        met = self._meets(state.goal, logits[1])
+        slope = 2 * ahead - plan.weight * jnp.where(met, 0, finite(gradients[1, 0]))
         elapsed = plan.count.astype(x.dtype)
         target = ahead - rate * jnp.sqrt(jnp.maximum(1 - elapsed / self.steps, 0)) * slope
         shrunk = self._inside(x, jnp.sign(target) * jnp.maximum(jnp.abs(target) - beta, 0), delta)
         extrapolated = self._inside(x, shrunk + elapsed / (elapsed + 3) * (shrunk - delta), delta)
         success = self._meets(state.goal, logits[0])
         plan, over = plan.after(success, objective, steps=self.steps, rounds=self.rounds, abort_early=self.abort_early)
-        theta, ahead = choose(over, (jnp.zeros_like(x), jnp.zeros_like(x)), (shrunk, extrapolated))
+        # where the last round ends is what training may get
+        again = over & (plan.round < self.rounds)
+        theta, ahead = choose(again, (jnp.zeros_like(x), jnp.zeros_like(x)), (shrunk, extrapolated))
         new = self._record(state, logits, jnp.stack([delta, state.memory[0]]))
         return dataclasses.replace(new, theta=theta, memory=(ahead, plan))
 

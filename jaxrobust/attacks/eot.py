@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,12 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
 from jaxrobust.attacks._around import Around
+from jaxrobust.attacks._minimum import choose
 from jaxrobust.attacks.apgd import apgd
-from jaxrobust.attacks.base import Attack, Best
+from jaxrobust.attacks.base import Attack, Best, register
 from jaxrobust.attacks.engine import check_attack
+from jaxrobust.attacks.gradient import pgd
+from jaxrobust.attacks.worst_of import WorstOf
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, pytree
 
@@ -125,13 +128,17 @@ def mean_prediction(logits: Float[Array, "samples classes"]) -> Logits:
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - jnp.log(jnp.asarray(len(logits), logits.dtype))
 
 
-@pytree("state", "key", "asked")
+@pytree("state", "goal", "key", "asked", "looked", "logits", "loss")
 class EOTState:
-    """The attack's own state, and what makes the next draws."""
+    """The attack's own state, what makes the next draws, and the second look at its best point once it is done."""
 
     state: Any
+    goal: Criterion
     key: Any
     asked: Any
+    looked: Any  # whether the best point has been looked at again
+    logits: Any  # the mean prediction there
+    loss: Any  # and the mean of the draws' losses
 
 
 @pytree("attack")
@@ -139,22 +146,40 @@ class EOT(Around):
     """Asks every point of an attack at several draws of the model; see `eot`.
 
     Args:
-        attack: the attack.
+        attack: the attack, none around others.
         samples: n ≥ 1 draws a point (static).
     """
 
     attack: Attack
     samples: int = 20
-    start = "random"  # wherever the attack itself starts, its runs differ by their draws
+    sees_draws = True
+    random = True  # wherever the attack itself starts, its runs differ by their draws
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _checks.count("samples", self.samples)
+        if getattr(self.attack, "minimum_norm", False):
+            raise ValueError(
+                "attack must not be a minimum-norm one under eot: its points lie on the boundary, where draws "
+                f"are right as often as wrong; take evaluate.curve of eot(pgd(...)) over radii; got {self.attack}"
+            )
+        if getattr(self.attack, "sees_draws", False):
+            raise ValueError(f"attack must not be around eot already; got {self.attack}")
 
     @property
     def queries(self) -> int:
         """Every point of the attack at every draw."""
         return self.samples * self.attack.queries
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The attack's, at every draw."""
+        return tuple(self.samples * width for width in self.attack.widths)
+
+    @property
+    def asks(self) -> int:
+        """The attack's, and a second look at its best point."""
+        return self.attack.asks + 1
 
     @property
     def gradients(self) -> int:
@@ -164,17 +189,23 @@ class EOT(Around):
     def begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, restart: Any) -> EOTState:
         """The attack's, and a key for the draws."""
         inner, own = jax.random.split(key)
-        return EOTState(self.attack.begin(inner, x, goal, logits, restart), own, jnp.zeros((), jnp.int32))
+        state = self.attack.begin(inner, x, goal, logits, restart)
+        best = self.attack.best(state)
+        return EOTState(state, goal, own, jnp.zeros((), jnp.int32), jnp.zeros((), bool), logits, best.loss)
 
     def ask(self, state: EOTState) -> Float[Array, "queries 2 height width channels"]:
-        """The attack's points, each with the numbers of its draws, fresh ones every time."""
-        points = jnp.repeat(self.attack.ask(state.state), self.samples, 0)
+        """The attack's points, at last its best one, each with the numbers of its draws, fresh ones every time."""
+        best = self.attack.best(state.state).image[None]
+        points = jnp.where(self.attack.done(state.state), best, self.attack.ask(state.state))
+        points = jnp.repeat(points, self.samples, 0)
         marks = jax.random.randint(jax.random.fold_in(state.key, state.asked), (self.queries, 1, 1, 1), 0, MARKS)
         return jnp.stack([points, jnp.broadcast_to(marks.astype(points.dtype), points.shape)], 1)
 
     def meant(self, state: EOTState) -> Bool[Array, " queries"]:
-        """The draws of the attack's points that are."""
-        return jnp.repeat(self.attack.meant(state.state), self.samples, 0)
+        """The draws of the attack's points that are, or of its best one."""
+        first = jnp.arange(self.queries) < self.samples
+        meant = jnp.repeat(self.attack.meant(state.state), self.samples, 0)
+        return jnp.where(self.attack.done(state.state), first, meant)
 
     def cotangents(self, state: EOTState, logits: Float[Array, "queries classes"]) -> Array:
         """The attack's directions, at each draw's own logits."""
@@ -183,22 +214,32 @@ class EOT(Around):
         return jnp.moveaxis(found, 0, 1).reshape(self.queries, *found.shape[2:])
 
     def tell(self, state: EOTState, logits: Float[Array, "queries classes"], gradients: Array) -> EOTState:
-        """Tells the attack the mean prediction and the mean of the gradients."""
-        told = self.attack.tell(
-            state.state,
-            jax.vmap(mean_prediction)(self._by_draw(logits)),
-            jnp.mean(self._by_draw(gradients[:, :, 0]), 1),
+        """Tells the attack the mean prediction, the losses' and the gradients' means; or looks at its best point."""
+        inner, draws = state.state, self._by_draw(logits)
+        mean = jax.vmap(mean_prediction)(draws)
+        over = self.attack.done(inner)
+        told = self.attack.tell_draws(inner, mean, draws, jnp.mean(self._by_draw(gradients[:, :, 0]), 1))
+        loss = self.attack.loss_at(inner, self.attack.best(inner).parameters, draws[0])
+        return dataclasses.replace(
+            state,
+            state=choose(over, inner, told),
+            asked=state.asked + 1,
+            looked=over,
+            logits=jnp.where(over, mean[0], state.logits),
+            loss=jnp.where(over, loss.astype(state.loss.dtype), state.loss),
         )
-        return EOTState(told, state.key, state.asked + 1)
 
     def done(self, state: EOTState) -> Bool[Array, ""]:
-        """Whether the attack is."""
-        return self.attack.done(state.state)
+        """Whether the attack is, and its best point has been looked at again."""
+        return state.looked
 
     def best(self, state: EOTState) -> Best:
-        """What the attack has booked; every draw is a forward pass."""
+        """What the attack has booked, by the second look at it once that was taken; every draw is a forward pass."""
         best = self.attack.best(state.state)
-        return dataclasses.replace(best, forwards=self.samples * best.forwards, backwards=self.samples * best.backwards)
+        asked = best.forwards + state.looked.astype(best.forwards.dtype)
+        again = dataclasses.replace(best, success=state.goal.met(state.logits), loss=state.loss, logits=state.logits)
+        best = choose(state.looked, again, best)
+        return dataclasses.replace(best, forwards=self.samples * asked, backwards=self.samples * best.backwards)
 
     def loss_of(self, state: EOTState) -> Float[Array, ""]:
         """The attack's loss at the mean prediction of the point last asked."""
@@ -221,15 +262,20 @@ class EOT(Around):
         return f"{self.attack}, {self.samples} draws a point"
 
 
-def eot(attack: Attack, *, samples: int = 20) -> EOT:
+def eot(attack: Attack, *, samples: int = 20) -> Attack:
     """Expectation over transformation: any attack, on a model that draws random numbers.
 
-    Every point is asked at n fresh draws t_i; the attack is told the mean prediction log Σ_i softmax(z_i)/n and the
-    mean gradient Σ_i ∇ℓ(z_i)/n, of the losses and not of the loss of the mean. Attack `RandomClassifier.mean(key)`:
-    its draws, which the attack does not see, confirm successes, and points that won by luck get `Code.DISAGREED`. So
-    evaluate with `early_stop=False`: the point of highest loss is then confirmed, not the first that had luck.
+    Every point is asked at n fresh draws t_i; the attack is told the mean prediction log Σ_i softmax(z_i)/n, the mean
+    of the losses Σ_i ℓ(z_i)/n, by which it goes, and the mean of their gradients, not those of the mean prediction.
+    The best of many noisy points is the luckiest, so the best point of a run is at last asked again, at n fresh draws,
+    and booked by them. Attack `RandomClassifier.mean(key)`: its draws, which the attack does not see, alone say what is
+    a success; points that were one by luck get `Code.DISAGREED`. For that reason no first success ends a search.
 
-    Cost: n times the attack's forwards and backwards; the clean and the confirming pass are n of their own.
+    Attacks around others, such as `restarts` or `worst_of`, are put around the attack under expectation:
+    eot(restarts(a, n)) is restarts(eot(a), n).
+
+    Cost: n times the attack's forwards and backwards and n more forwards a run; the clean and the confirming pass are n
+    of their own.
 
     Args:
         attack: the attack, with gradients or without.
@@ -240,7 +286,8 @@ def eot(attack: Attack, *, samples: int = 20) -> EOT:
 
     Raises:
         TypeError: not an attack.
-        ValueError: samples below 1; when run, a model that is not the mean of a `RandomClassifier`.
+        ValueError: samples below 1, a minimum-norm attack or `minimal`, or one around `eot` already; when
+            run, a model that is not the mean of a `RandomClassifier`.
 
     Example:
         >>> str(eot(jr.attacks.pgd(jr.sets.Linf(0.3), steps=10)))
@@ -250,6 +297,11 @@ def eot(attack: Attack, *, samples: int = 20) -> EOT:
         Athalye et al., 2018, arXiv:1707.07397 and arXiv:1802.00420.
     """
     check_attack(attack)
+    under = functools.partial(eot, samples=samples)
+    if isinstance(attack, WorstOf):
+        return dataclasses.replace(attack, attacks=tuple(map(under, attack.attacks)))
+    if isinstance(attack, Around) and not isinstance(attack, EOT):
+        return dataclasses.replace(cast(Any, attack), attack=under(attack.attack))
     return EOT(attack, samples)
 
 
@@ -258,10 +310,9 @@ def autoattack_rand(
 ) -> dict[str, Attack]:
     """AutoAttack's version for randomised defences: APGD by cross-entropy, then by DLR, with averaged gradients.
 
-    For `evaluate.autoattack(defence.mean(key), data, attacks=autoattack_rand(set), early_stop=False, key=key)`; see
-    `eot` on early stops.
+    For `evaluate.autoattack(defence.mean(key), data, attacks=autoattack_rand(set), key=key)`.
 
-    Cost: with N steps, R restarts and n draws, 2 R n (N + 1) forwards and 2 R n N backwards.
+    Cost: with N steps, R restarts and n draws, 2 R n (N + 2) forwards and 2 R n N backwards.
 
     Args:
         set: `Linf`, `L2` or `L1`.
@@ -284,3 +335,25 @@ def autoattack_rand(
         "apgd-ce": eot(apgd(set, steps=steps, restarts=restarts), samples=samples),
         "apgd-dlr": eot(apgd(set, steps=steps, restarts=restarts, loss="dlr"), samples=samples),
     }
+
+
+def _example(set: PerturbationSet) -> Attack:
+    return eot(pgd(set, steps=3), samples=2)
+
+
+def _noise(key: Key, image: Image) -> Image:
+    return image + 0.01 * jax.random.normal(key, image.shape, image.dtype)
+
+
+def _noisy(model: Classifier) -> Classifier:
+    """The mean over a little noise before the model."""
+    return RandomClassifier.transformed(model, _noise).mean(jax.random.key(0), samples=3)
+
+
+register(
+    "eot",
+    _example,
+    factory=eot,
+    use="Wraps any attack, for randomised defences and for random transforms of the physical world.",
+    model=_noisy,
+)

@@ -17,6 +17,7 @@ from jaxrobust.attacks._minimum import (
     farthest,
     margin_gradient,
     order_of,
+    shortest,
 )
 from jaxrobust.attacks.ascent import SearchState, finite
 from jaxrobust.attacks.base import register
@@ -72,10 +73,16 @@ class FMN(MinimumNorm):
         radius, best = state.memory
         met, size = state.goal.met(logits[0]), self.set.size(x, state.theta)
         best = jnp.where(met, jnp.minimum(best, size), best)
+        found = jnp.isfinite(best)
+        share = (state.asked + 1).astype(x.dtype) / self.steps
         rate = cosine(self.rate, self.last_rate, state.asked, self.steps, x.dtype)
         margin = finite(self._loss(logits[0], state.goal)).astype(x.dtype)
-        radius = jnp.minimum(self._radius_after(radius, best, met, rate, size, margin, gradient), farthest(self.set, x))
+        most = farthest(self.set, x)
+        radius = self._radius_after(radius, best, met, rate, size, margin, gradient)
+        radius = jnp.minimum(jnp.where(found, radius, jnp.maximum(radius, self._latest(most, share))), most)
         length = cosine(self.step_size, jnp.asarray(self.step_size) / 100, state.asked, self.steps, x.dtype)
+        # a search that has found nothing does not slow down, and ends with steps that cross the box
+        length = jnp.where(found, length, jnp.asarray(self.step_size).astype(x.dtype) * x.size ** (share**2 / 2))
         inside: Any = self.set.with_radius(radius)
         theta = inside.project(x, state.theta + length * unit(gradient))
         theta = self._inside(x, theta, state.theta)
@@ -91,8 +98,19 @@ class FMN(MinimumNorm):
             smaller = jnp.maximum(jnp.minimum(radius - 1, jnp.floor(smaller)), 0)
             return jnp.where(met, jnp.minimum(smaller, best), jnp.maximum(radius + 1, jnp.floor(larger)))
         slope = dual_norm(gradient, p)
-        ahead = size + jnp.where(slope > 0, jnp.abs(margin) / jnp.where(slope > 0, slope, 1), jnp.inf)
-        return jnp.where(met, jnp.minimum(smaller, best), jnp.where(jnp.isfinite(best), larger, ahead))
+        left = jnp.where(slope > 0, jnp.abs(margin) / jnp.where(slope > 0, slope, 1), jnp.inf)
+        # where a boundary bends away, its linearised distances shrink with every step and never add up to the whole
+        left = jnp.maximum(left, jnp.maximum(jnp.asarray(self.rate).astype(size.dtype) * size, shortest(gradient, p)))
+        return jnp.where(met, jnp.minimum(smaller, best), jnp.where(jnp.isfinite(best), larger, size + left))
+
+    def _latest(self, most: Array, share: Array) -> Array:
+        """The radius at a share of the schedule where nothing is found: at its end the whole box.
+
+        It is above the method's own only towards the end, in l0, where that grows by a group a step, of few steps.
+        """
+        if order_of(self.set, "fmn", ORDERS) == 0:
+            return jnp.floor(most ** jnp.square(share))
+        return most * share**16
 
     @property
     def _method(self) -> str:

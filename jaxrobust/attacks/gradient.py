@@ -216,7 +216,8 @@ def bim(
     Args:
         set: what the adversary may do.
         steps: by default ⌈min(255 ε + 4, 1.25 · 255 ε)⌉ for a `Linf` of known radius ε, else 10.
-        step_size: α; by default 1/255 for `Linf`, else a fifth of the radius.
+        step_size: α; by default 5/4 ε/steps for `Linf`, which is 1/255 with the default steps up to ε = 16/255 and
+            goes with the radius (a given one does not); else a fifth of the radius.
         loss: as in `pgd`.
 
     Returns:
@@ -229,9 +230,9 @@ def bim(
     known = isinstance(set, Linf) and isinstance(set.radius, float)
     if steps is None:
         steps = max(math.ceil(min(255 * set.radius + 4, 1.25 * 255 * set.radius)), 1) if known else 10
-    if step_size is None and isinstance(set, Linf):
-        step_size = 1 / 255
-    relative = 0.2 if step_size is None else None
+    # a fraction of the radius, so that the steps still lead to the boundary of another one
+    default = 1.25 / _checks.count("steps", steps) if isinstance(set, Linf) else 0.2
+    step_size, relative = step_sizes(step_size, None, default)
     return PGD(set, steps=steps, step_size=step_size, relative_step_size=relative, start="clean", loss=loss)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import _checks
 from jaxrobust.attacks.ascent import SearchState
 from jaxrobust.attacks.base import Points, check_set, register
-from jaxrobust.attacks.boundary import STEPS, Decision
+from jaxrobust.attacks.boundary import STEPS, TRIES, Decision
 from jaxrobust.sets import L2, Linf, PerturbationSet
 from jaxrobust.sets.lp import unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
@@ -26,7 +26,6 @@ Scalar = Float[Array, ""]
 
 # phases: look for a start, blend it with the image, bisect to the boundary, estimate its normal, jump
 SEARCH, BLEND, BISECT, ESTIMATE, JUMP, OVER = range(6)
-TRIES = 1000  # of noise, before the search for a start is given up
 BLENDINGS = 10  # halvings of the blend, to a precision below 1e-3
 BISECTIONS = 40  # at most, of one search for the boundary; the floating-point precision ends it earlier
 HALVINGS = 25  # of one jump's length, after which it is given up
@@ -163,6 +162,9 @@ class HopSkipJump(Decision):
         """Whether the budget is spent, the last jump made, or no start found."""
         return (state.memory.spent >= self.budget) | (state.memory.phase == OVER)
 
+    def _iterate(self, state: SearchState) -> Image:
+        return self._single(state)
+
     def _single(self, state: SearchState) -> Image:
         """The perturbation asked in the phases that ask one."""
         x, hop = state.x, state.memory
@@ -222,7 +224,7 @@ class HopSkipJump(Decision):
     def _searched(self, state: SearchState, met: Array, meant: Array) -> Hop:
         x, hop, found = state.x, state.memory, met[0]
         tries = hop.tries + 1
-        lost = tries >= TRIES + self._known(x)
+        lost = self._given_up(x, tries)
         return dataclasses.replace(
             hop,
             phase=jnp.where(found, BLEND, jnp.where(lost, OVER, SEARCH)).astype(jnp.int32),
@@ -353,7 +355,9 @@ def hop_skip_jump(
         iterations: jumps, ≥ 1.
         queries: queries of a run, ≥ 1, which may end before the iterations do.
         starts: (M, H, W, C) images in [0, 1] to try first, such as one of each class; needed for most targets, which
-            noise never meets. Then, and by default, uniform noise is tried, up to 1000 times.
+            noise never meets. Then, and by default, up to 1000 are drawn: noise, plain, blended with the image, in
+            black and white and in tiles, single colours and the negative. An example for which none is adversarial
+            has `Code.NO_START`.
         chunk: samples of an estimate asked at once. Other queries come one by one, and the compiled forward pass is
             of `chunk` points all the same; only the points meant are counted, or sent to a host model.
         samples: the first estimate's number of samples, B_1 ≥ 1.
@@ -361,7 +365,7 @@ def hop_skip_jump(
         restarts: independent runs.
 
     Returns:
-        The attack, of which `size` is the distance found and `loss` its negative, −∞ without success.
+        The attack, of which `size` is the distance found and `loss` its negative, −∞ without a start.
 
     Raises:
         ValueError: another set, starts of the wrong shape, or numbers out of range.

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from jaxrobust import _checks
 from jaxrobust.attacks.ascent import Ascent, Loss, SearchState, check_run, finite
 from jaxrobust.attacks.base import check_set, register
+from jaxrobust.losses import followed
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.lp import unit
 from jaxrobust.types import Criterion, Image, Logits, Number, pytree
@@ -81,7 +82,7 @@ class Lagrangian(Ascent):
         loss = super()._loss(logits, aim)
         if self.confidence is None:
             return loss
-        return jnp.minimum(loss, jnp.asarray(self.confidence).astype(loss.dtype))
+        return jnp.minimum(loss, followed(self.loss).reached(jnp.asarray(self.confidence).astype(loss.dtype), aim))
 
     def _memory(self, x: Image, theta: Any) -> Float[Array, ""]:
         return jnp.asarray(self.multiplier).astype(x.dtype)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import _checks
 from jaxrobust.attacks._around import Around
 from jaxrobust.attacks._minimum import choose
-from jaxrobust.attacks.base import Attack, Best, Points, register
+from jaxrobust.attacks.base import Attack, Best, register
 from jaxrobust.attacks.engine import check_attack
 from jaxrobust.attacks.gradient import pgd
 from jaxrobust.sets import PerturbationSet
@@ -53,9 +53,15 @@ class Minimal(Around):
     high: Number | None = None
     ends_early = True
     minimum_norm = True
+    needs_start = False  # its own loss says only whether a radius succeeded
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if getattr(self.attack, "sees_draws", False):
+            raise ValueError(
+                "attack must not be around eot: the smallest success among noisy ones is the luckiest, and seldom "
+                f"holds; take evaluate.curve over radii; got {self.attack}"
+            )
         _checks.count("steps", self.steps)
         object.__setattr__(self, "high", _checks.number("high", self.high))
 
@@ -90,11 +96,12 @@ class Minimal(Around):
             backwards=zero,
             non_finite=~jnp.all(jnp.isfinite(logits)),
             parameters=self.set.init(x),
+            logits=logits,
         )
         low, loss = jnp.zeros((), x.dtype), self.attack.loss_of(inner)
         return MinimalState(key, x, goal, logits, restart, zero, radius, low, best, inner, loss)
 
-    def ask(self, state: MinimalState) -> Points:
+    def ask(self, state: MinimalState) -> Array:
         """The points of the trial."""
         return self._at(state.radius).ask(state.inner)
 
@@ -116,7 +123,7 @@ class Minimal(Around):
         smaller = found.success & ((found.size < old.size) | ~old.success)
         kept = {
             name: choose(smaller, getattr(found, name), getattr(old, name))
-            for name in ("image", "success", "size", "parameters")
+            for name in ("image", "success", "size", "parameters", "logits")
         }
         before = attack.best(state.inner)
         best = dataclasses.replace(
@@ -134,7 +141,8 @@ class Minimal(Around):
         radius = jnp.where(over, radius, state.radius)
         trial = state.trial + over.astype(jnp.int32)
         fresh = self._trial(state.key, state.x, state.goal, state.logits, state.restart, trial, radius)
-        inner = choose(over, fresh, inner)
+        # the last trial stays as it ended, for training
+        inner = choose(over & (trial < self.steps), fresh, inner)
         return dataclasses.replace(state, trial=trial, radius=radius, low=low, best=best, inner=inner, loss=loss)
 
     def done(self, state: MinimalState) -> Bool[Array, ""]:
@@ -150,8 +158,8 @@ class Minimal(Around):
         return state.loss
 
     def last(self, state: MinimalState) -> Image:
-        """The smallest success, or the clean image."""
-        return state.best.image
+        """The smallest success, else where the trial stands."""
+        return jnp.where(state.best.success, state.best.image, self._at(state.radius).last(state.inner))
 
     def _at(self, radius: Number) -> Attack:
         return self.attack.with_radius(radius)
@@ -186,7 +194,7 @@ def minimal(attack: Attack, *, steps: int = 10, high: Number | None = None) -> M
 
     Raises:
         TypeError: something that is no attack.
-        ValueError: steps below 1, or a negative `high`.
+        ValueError: steps below 1, a negative `high`, or an attack around `eot`.
 
     Example:
         >>> str(minimal(pgd(jr.sets.L2(3.0), steps=20), steps=8))

@@ -55,6 +55,13 @@ class MSD(Booking):
         object.__setattr__(self, "relative_step_sizes", one_a_part(self.relative_step_sizes, self.set))
 
     @property
+    def random(self) -> bool:
+        """Whether starts are drawn, or the sparsity of an `L1` ball's steps."""
+        return self.start == "random" or (
+            self.sparsity is not None and any(isinstance(part, L1) for part in self.set.parts)
+        )
+
+    @property
     def queries(self) -> int:
         """One point a ball."""
         return len(self.set.parts)

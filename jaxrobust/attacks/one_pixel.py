@@ -140,7 +140,7 @@ class OnePixel(QueryAttack):
         if self.loss != "cross_entropy":
             return jnp.zeros((), bool)
         limit = math.log(TARGET_ABOVE) if state.goal.targeted else -math.log(LABEL_BELOW)
-        return state.success & (state.best_loss > limit)
+        return state.success & (self._reported(state.best_loss, state.aim) > limit)
 
     def _members(self, state: SearchState) -> Int[Array, " queries"]:
         return (state.asked % self._chunks) * self.chunk + jnp.arange(self.chunk, dtype=jnp.int32)

@@ -163,8 +163,8 @@ def adversarial_patch(
     moments = (jnp.zeros_like(patch), jnp.zeros_like(patch))
     aim = jnp.asarray(target)
     for step in range(steps):
-        own = jax.random.fold_in(key, step)
-        rows = np.asarray(jax.random.randint(jax.random.fold_in(own, 1), (batch_size,), 0, len(images)))
+        own, drawing = jax.random.split(jax.random.fold_in(key, step))
+        rows = np.asarray(jax.random.randint(drawing, (batch_size,), 0, len(images)))
         jobs = (own, images[rows], patch, mask, moments, np.int32(step), learning_rate)
         patch, moments, value = _patch_step(model, placement, aim, *jobs)
         history.append(value)
@@ -252,6 +252,7 @@ def patch_success(
 
 def _images(model: Classifier, images: Any, target: Any, key: Any) -> np.ndarray:
     _checks.image_shape(images)
+    images = _checks.widened(images)
     _checks.image_values(images)
     _checks.key(key)
     images = np.clip(np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype)), 0, 1)

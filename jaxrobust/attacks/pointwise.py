@@ -25,6 +25,7 @@ SEARCH, RESET, HALVE, OVER = 0, 1, 2, 3
 STARTS = 50  # attempts in which the share of salt and pepper grows to the whole image
 HALVINGS = 10
 SWEEPS = 2**31 - 1  # folded into the key, it tells the sweeps' order from the starts
+OTHERS = SWEEPS - 1  # likewise the starts of other kinds from salt and pepper
 
 
 @pytree("key", "phase", "tries", "sweep", "place", "pending", "improved", "low", "high", "count")
@@ -88,7 +89,9 @@ class Pointwise(Decision):
         """Books the point if it is the smallest within the radius, and keeps to what stays adversarial."""
         sweep, met = state.memory, state.goal.met(logits[0])
         found = self._begun(dataclasses.replace(sweep, place=state.theta), RESET)
-        searched = choose(met, found, dataclasses.replace(sweep, tries=sweep.tries + 1))
+        tries = sweep.tries + 1
+        lost = jnp.where(self._given_up(state.x, tries), OVER, sweep.phase).astype(sweep.phase.dtype)
+        searched = choose(met, found, dataclasses.replace(sweep, phase=lost, tries=tries))
         after = choose(sweep.phase == SEARCH, searched, self._tried(sweep, met))
         after = dataclasses.replace(after, key=sweep.key)
         start = self._candidate(sweep.key, state.x, after.tries)
@@ -153,14 +156,18 @@ class Pointwise(Decision):
         return self.set._block if isinstance(self.set, L0) else 0
 
     def _candidate(self, key: Key, x: Image, attempt: Int[Array, ""]) -> Image:
-        """The perturbation that leads to start number `attempt`: those given, then ever more salt and pepper."""
+        """The perturbation that leads to start number `attempt`: those given, then ever more salt and pepper.
+
+        When that has come to the whole image, every other start is of the kinds that all such attacks have.
+        """
         known = self._known(x)
         flip_key, colour_key = jax.random.split(jax.random.fold_in(key, attempt))
         number = (attempt - known) % STARTS + 1
         flipped = jax.random.uniform(flip_key, x.shape, x.dtype) * STARTS < number.astype(x.dtype)
         colour = jax.random.bernoulli(colour_key, 0.5, x.shape).astype(x.dtype)
         noise = jnp.where(flipped, colour - x, 0)
-        return jnp.where(attempt < known, super()._candidate(key, x, attempt), noise) if known else noise
+        other = (attempt < known) | ((attempt - known >= STARTS) & (attempt % 2 == 1))
+        return jnp.where(other, super()._candidate(jax.random.fold_in(key, OTHERS), x, attempt), noise)
 
     def _forwards(self, state: SearchState) -> Int[Array, ""]:
         return state.asked
@@ -190,11 +197,12 @@ def pointwise(set: PerturbationSet, *, queries: int = 10_000, starts: Any = None
         queries: queries of a run, ≥ 1.
         starts: (M, H, W, C) images in [0, 1] to try first, such as one of each class; needed for most targets. Then,
             and by default, salt and pepper on a share of the coordinates that grows from 1/50 to all of them, over and
-            over until the budget is spent.
+            over, later in turn with the other starts of `boundary`, up to 1000. An example for which none is
+            adversarial has `Code.NO_START`.
         restarts: independent runs; the smallest result counts.
 
     Returns:
-        The attack, of which `size` is what was found and `loss` its negative, −∞ without success.
+        The attack, of which `size` is what was found and `loss` its negative, −∞ without a start.
 
     Raises:
         ValueError: another set, starts of the wrong shape, or counts below 1.

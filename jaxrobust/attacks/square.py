@@ -68,7 +68,7 @@ class Square(QueryAttack):
         """The first point is drawn; the clean image's loss is kept apart, since the search does not start there."""
         state = self._open(x, goal, logits, None, None)
         theta = self._first(jax.random.fold_in(key, 0), x)
-        return dataclasses.replace(state, theta=theta, memory=(key, state.best_loss, state.success))
+        return dataclasses.replace(state, theta=theta, memory=(key, state.best_loss, state.success, logits))
 
     def ask(self, state: SearchState) -> Points:
         """The proposal."""
@@ -88,6 +88,7 @@ class Square(QueryAttack):
             loss=loss,
             best_theta=current,
             best_loss=jnp.where(better, loss, state.best_loss),
+            best_logits=jnp.where(better, logits[0], state.best_logits),
             booked=jnp.ones((), bool),
             success=jnp.where(better, success, state.success),
             non_finite=state.non_finite | ~jnp.all(jnp.isfinite(logits)),
@@ -95,13 +96,14 @@ class Square(QueryAttack):
 
     def best(self, state: SearchState) -> Best:
         """Where the search stands, or the clean image where that is better."""
-        _, loss, success = state.memory
+        _, loss, success, logits = state.memory
         kept = ~is_better(state.success, state.best_loss, success, loss)
         return super().best(
             dataclasses.replace(
                 state,
                 best_theta=jnp.where(kept, self.set.init(state.x), state.best_theta),
                 best_loss=jnp.where(kept, loss, state.best_loss),
+                best_logits=jnp.where(kept, logits, state.best_logits),
                 success=jnp.where(kept, success, state.success),
             )
         )

@@ -18,7 +18,6 @@ from jaxrobust.attacks.adam import recoloradv, stadv
 from jaxrobust.attacks.base import KNOWLEDGE, REGISTRY, Attack, Entry, Knowledge
 from jaxrobust.attacks.bpda import bpda
 from jaxrobust.attacks.compose import best_of
-from jaxrobust.attacks.eot import eot
 from jaxrobust.attacks.patch import adversarial_patch
 from jaxrobust.attacks.rp2 import rp2
 from jaxrobust.attacks.universal import universal_gradient, universal_perturbation
@@ -34,7 +33,6 @@ OTHERS: dict[Callable[..., Any], str] = {
     stadv: "`sets.Flow`, with the constants of the published tables.",
     recoloradv: "`sets.ReColor` and sequences with it, with the constants of the published tables.",
     best_of: "As `worst_of`, for attacks of different numbers of restarts.",
-    eot: "Wraps any attack, for randomised defences and for random transforms of the physical world.",
     bpda: "Goes in front of a model whose preprocessing has no useful gradient; then any attack.",
     universal_perturbation: "One perturbation for all images; `universal_gradient` is the cheaper.",
     universal_gradient: "First choice for one perturbation for all images.",

@@ -15,7 +15,7 @@ from jaxrobust import _checks, _compile
 from jaxrobust.attacks.ascent import finite, scaled
 from jaxrobust.attacks.deepfool import deepfool
 from jaxrobust.attacks.engine import run
-from jaxrobust.losses import cross_entropy
+from jaxrobust.losses import log_cross_entropy
 from jaxrobust.sets import L2, PerturbationSet
 from jaxrobust.sets.lp import AdditiveBall
 from jaxrobust.types import Classifier, Image, Key, Number
@@ -221,8 +221,9 @@ def _ascended(
     model: Classifier, set: Any, v: Image, images: Any, labels: Any, limit: Number, step_size: Number | None
 ) -> Image:
     def objective(points: Array) -> Float[Array, ""]:
-        losses = jax.vmap(cross_entropy)(model(points), labels)
-        return jnp.sum(jnp.minimum(losses, jnp.asarray(limit).astype(losses.dtype)))
+        losses = jax.vmap(log_cross_entropy)(model(points), labels)
+        # the logarithm of the sum: its gradient has the same direction, but not where every loss has vanished
+        return jax.nn.logsumexp(jnp.minimum(losses, jnp.log(jnp.asarray(limit).astype(losses.dtype))))
 
     # the gradient at the points themselves: that of the clip would be zero at black and white pixels
     gradient = jnp.sum(finite(jax.grad(objective)(jnp.clip(images + v[None], 0, 1))), 0)
@@ -238,6 +239,7 @@ def _projected(set: Any, v: Image) -> Image:
 
 def _images(images: Any) -> np.ndarray:
     _checks.image_shape(images)
+    images = _checks.widened(images)
     _checks.image_values(images)
     return np.clip(np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype)), 0, 1)
 

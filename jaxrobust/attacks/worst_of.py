@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import _checks
 from jaxrobust.attacks._minimum import choose
 from jaxrobust.attacks.ascent import Loss, check_loss, never_nan
-from jaxrobust.attacks.base import KNOWLEDGE, Attack, Best, Knowledge, Points, is_better, register
+from jaxrobust.attacks.base import KNOWLEDGE, Attack, Best, Knowledge, is_better, register
 from jaxrobust.attacks.gradient import pgd
-from jaxrobust.losses import attack_loss
+from jaxrobust.losses import followed
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.one_of import OneOf
 from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, pytree
@@ -26,15 +26,18 @@ from jaxrobust.types import Classifier, Criterion, Image, Key, Logits, Number, p
 __all__ = ["WorstOf", "worst_of"]
 
 
-@pytree("x", "goal", "states", "turn", "best", "loss")
+@pytree("x", "goal", "states", "idle", "turn", "kept", "loss")
 class WorstOfState:
-    """One example's search: the states of all attacks, whose turn it is, and the worst point of all so far."""
+    """One example's search: the states of all attacks, which have no such run, whose turn it is, and the worst point of
+    those whose turn is over.
+    """
 
     x: Any
     goal: Criterion
     states: tuple[Any, ...]
+    idle: Any
     turn: Any
-    best: Best
+    kept: Best
     loss: Any  # at the first point last asked
 
 
@@ -70,15 +73,38 @@ class WorstOf(Attack):
         """Runs of every attack: the r-th of each comes in the r-th of the whole."""
         return self.attacks[0].restarts
 
+    def runs(self, classes: int) -> int:
+        """As many as the attack that has most."""
+        return max(attack.runs(classes) for attack in self.attacks)
+
     @property
     def ends_early(self) -> bool:  # type: ignore[override]
-        """Whether success ends it, or any attack may end early."""
-        return self.until_success or any(attack.ends_early for attack in self.attacks)
+        """Whether success ends it, or any attack may end early or have fewer runs than others."""
+        return (
+            self.until_success
+            or any(attack.ends_early for attack in self.attacks)
+            or len({attack.runs(2) for attack in self.attacks}) > 1
+        )
+
+    @property
+    def sees_draws(self) -> bool:  # type: ignore[override]
+        """Whether any of the attacks does."""
+        return any(attack.sees_draws for attack in self.attacks)
+
+    @property
+    def random(self) -> bool:
+        """Whether any of the attacks is."""
+        return any(attack.random for attack in self.attacks)
 
     @property
     def queries(self) -> int:
         """As many as the attack that asks most points at once."""
         return max(attack.queries for attack in self.attacks)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Those of all attacks."""
+        return tuple(sorted({width for attack in self.attacks for width in attack.widths}))
 
     @property
     def asks(self) -> int:
@@ -107,9 +133,10 @@ class WorstOf(Attack):
     def begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, restart: Int[Array, ""]) -> WorstOfState:
         """All attacks begin their run of this number, with one key; the clean image is booked."""
         states = tuple(attack.begin(key, x, goal, logits, restart) for attack in self._members)
+        idle = restart >= jnp.asarray([attack.runs(logits.shape[0]) for attack in self.attacks], jnp.int32)
         loss = self._loss(logits, goal)
         zero = jnp.zeros((), jnp.int32)
-        best = Best(
+        kept = Best(
             image=jnp.clip(x, 0, 1),
             success=goal.met(logits),
             loss=loss,
@@ -118,10 +145,11 @@ class WorstOf(Attack):
             backwards=zero,
             non_finite=~jnp.all(jnp.isfinite(logits)),
             parameters=self.set.init(x),
+            logits=logits,
         )
-        return WorstOfState(x, goal, states, zero, best, loss)
+        return WorstOfState(x, goal, states, idle, self._next(states, idle, zero), kept, loss)
 
-    def ask(self, state: WorstOfState) -> Points:
+    def ask(self, state: WorstOfState) -> Array:
         """The points of the attack whose turn it is, its last one repeated up to the common number."""
 
         def points(i: int) -> Any:
@@ -158,10 +186,14 @@ class WorstOf(Attack):
         return self._of_turn(state, padded)
 
     def tell(self, state: WorstOfState, logits: Float[Array, "queries classes"], gradients: Array) -> WorstOfState:
-        """Tells the attack whose turn it is; what it newly books is ranked among all."""
-        states, best, turn = self._of_turn(state, lambda i: self._told(i, state, logits, gradients))
-        loss = self._loss(logits[0], state.goal)
-        return WorstOfState(state.x, state.goal, states, turn, best, loss)
+        """Tells the attack whose turn it is; when that is over, what it has booked is ranked among all."""
+        states, over = self._of_turn(state, lambda i: self._told(i, state.states, logits, gradients))
+        told = dataclasses.replace(state, states=states, loss=self._loss(logits[0], state.goal))
+        kept = choose(over, self._worst(told), state.kept)
+        turn = jnp.where(over, self._next(states, state.idle, state.turn + 1), state.turn)
+        if self.until_success:
+            turn = jnp.where(over & kept.success, len(self.attacks), turn)
+        return dataclasses.replace(told, kept=kept, turn=turn)
 
     def done(self, state: WorstOfState) -> Bool[Array, ""]:
         """Whether the last attack is done."""
@@ -170,8 +202,10 @@ class WorstOf(Attack):
     def best(self, state: WorstOfState) -> Best:
         """The worst point for the model that any attack has booked."""
         books = [attack.best(inner) for attack, inner in zip(self._members, state.states, strict=True)]
+        worst = self._worst(state)
         return dataclasses.replace(
-            state.best,
+            worst,
+            loss=self._reported(worst.loss, state.goal),
             forwards=jnp.sum(jnp.stack([book.forwards for book in books])),
             backwards=jnp.sum(jnp.stack([book.backwards for book in books])),
             non_finite=jnp.any(jnp.stack([book.non_finite for book in books])),
@@ -179,11 +213,11 @@ class WorstOf(Attack):
 
     def loss_of(self, state: WorstOfState) -> Float[Array, ""]:
         """The ranking loss at the first of the points last asked."""
-        return state.loss
+        return self._reported(state.loss, state.goal)
 
     def last(self, state: WorstOfState) -> Image:
         """The worst point of all, for training."""
-        return state.best.image
+        return self._worst(state).image
 
     def bound_to(self, model: Classifier) -> WorstOf:
         """Every attack bound to the model."""
@@ -205,37 +239,43 @@ class WorstOf(Attack):
         """What `compute` gives for the attack whose turn it is; under vmap that costs what all of them cost."""
         return lax.switch(state.turn, [functools.partial(compute, i) for i in range(len(self.attacks))])
 
-    def _told(self, i: int, state: WorstOfState, logits: Array, gradients: Array) -> tuple[Any, Best, Array]:
-        attack, old = self._members[i], state.states[i]
-        logits, gradients = logits[: attack.queries], gradients[: attack.queries]
-        new = choose(attack.done(old), old, attack.tell(old, logits, gradients))
-        before, after = attack.best(old), attack.best(new)
-        # what it newly books is among the points it asked, so the logits are here
-        apart = jnp.max(jnp.abs(attack.ask(old) - after.image[None]), (1, 2, 3))
-        loss = self._loss(logits[jnp.argmin(apart)], state.goal)
-        changed = (after.success != before.success) | (after.loss != before.loss)
-        better = changed & is_better(after.success, loss, state.best.success, state.best.loss)
-        found = dataclasses.replace(self._in_common(i, state.x, after), loss=loss)
-        kept = {
-            name: jax.tree.map(functools.partial(jnp.where, better), getattr(found, name), getattr(state.best, name))
-            for name in ("image", "success", "loss", "size", "parameters")
-        }
-        states = (*state.states[:i], new, *state.states[i + 1 :])
-        over, best = attack.done(new), dataclasses.replace(state.best, **kept)
-        turn = state.turn + over.astype(state.turn.dtype)
-        if self.until_success:
-            turn = jnp.where(over & best.success, len(self.attacks), turn)
-        return states, best, turn
+    def _next(self, states: tuple[Any, ...], idle: Array, first: Array) -> Array:
+        """The first turn from `first` on that has something to do; past the last where none has."""
+        done = [attack.done(inner) for attack, inner in zip(self._members, states, strict=True)]
+        places = jnp.arange(len(self.attacks), dtype=jnp.int32)
+        waits = ~(jnp.stack(done) | idle) & (places >= first)
+        return jnp.min(jnp.where(waits, places, len(self.attacks)))
 
-    def _in_common(self, i: int, x: Image, book: Best) -> Best:
-        """What attack i has booked, in the terms of the common set."""
+    def _told(self, i: int, states: tuple[Any, ...], logits: Array, gradients: Array) -> tuple[Any, Array]:
+        """The states after attack i was told, and whether its turn is over."""
+        attack = self._members[i]
+        new = attack.tell(states[i], logits[: attack.queries], gradients[: attack.queries])
+        return (*states[:i], new, *states[i + 1 :]), attack.done(new)
+
+    def _worst(self, state: WorstOfState) -> Best:
+        """The worse for the model of what is kept and what the attack whose turn it is has booked."""
+        found = self._of_turn(state, lambda i: self._in_common(i, state))
+        better = is_better(found.success, found.loss, state.kept.success, state.kept.loss)
+        # past the last turn everything has been ranked, and ranking again would only round otherwise
+        return choose(better & ~self.done(state), found, state.kept)
+
+    def _in_common(self, i: int, state: WorstOfState) -> Best:
+        """What attack i has booked, in the terms of the common set, ranked by the logits of that very point."""
+        book = self._members[i].best(state.states[i])
+        if book.logits is None:
+            raise ValueError(f"attacks must book the logits of their best point; got {self.attacks[i]}")
+        book = dataclasses.replace(book, loss=self._loss(book.logits, state.goal))
         if self.radius is None:
             return book
-        parameters = self.set.choice(x, i, book.parameters)  # type: ignore[attr-defined]
-        return dataclasses.replace(book, size=self.set.size(x, parameters), parameters=parameters)
+        parameters = self.set.choice(state.x, i, book.parameters)  # type: ignore[attr-defined]
+        return dataclasses.replace(book, size=self.set.size(state.x, parameters), parameters=parameters)
 
     def _loss(self, logits: Logits, goal: Criterion) -> Float[Array, ""]:
-        return never_nan(attack_loss(self.loss, logits, goal))
+        """The loss in the form that is followed, which ranks points where the loss itself has vanished."""
+        return never_nan(followed(self.loss).value(logits, goal))
+
+    def _reported(self, loss: Array, goal: Criterion) -> Float[Array, ""]:
+        return followed(self.loss).loss(loss, goal)
 
     def __str__(self) -> str:
         return f"{'on survivors' if self.until_success else 'worst of'} [{'; '.join(map(str, self.attacks))}]"
@@ -249,7 +289,9 @@ def worst_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
     multiplies all radii by r. On one common set everything is in its own terms, and `with_radius(r)` sets its radius.
     For different numbers of restarts see `best_of`, to end with the first success `on_survivors`.
 
-    Cost: the sum of the attacks' forwards and of their backwards.
+    Cost: the sum of the attacks' forwards and of their backwards. The machine's is the same in `attacks.run`, where an
+    ask has as many points as the examples' attacks mean; in the lanes of `evaluate`, whose examples may be at different
+    attacks, every ask is as wide as the widest attack's.
 
     Args:
         *attacks: at least one, all with the same number of restarts. All have the same key, so what they find is what
@@ -257,12 +299,12 @@ def worst_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
         loss: "cross_entropy", "margin", "dlr" or a function of (logits (K,), criterion).
 
     Returns:
-        The attack, which costs what the attacks cost one after another; but on every ask each set's own computations
-        are done for all of them, since examples may be at different attacks.
+        The attack. On every ask each set's own computations are done for all of them, since examples may be at
+        different attacks.
 
     Raises:
         TypeError: something that is no attack.
-        ValueError: no attacks, or different numbers of restarts.
+        ValueError: no attacks, different numbers of restarts, or `eot` around some of them only.
 
     Example:
         >>> str(worst_of(pgd(jr.sets.Linf(0.1), steps=5), pgd(jr.sets.L2(1), steps=5)).set)
@@ -279,6 +321,8 @@ def worst_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
     restarts = [attack.restarts for attack in attacks]
     if len(set(restarts)) > 1:
         raise ValueError(f"attacks must have equal restarts; got {restarts}")
+    if len({attack.sees_draws for attack in attacks}) > 1:
+        raise ValueError(f"attacks must all be around eot or none, such as eot(worst_of(...)); got {attacks}")
     return WorstOf(attacks, None if all(_same(attack.set, attacks[0].set) for attack in attacks) else 1.0, loss)
 
 

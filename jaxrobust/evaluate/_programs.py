@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,12 +12,15 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxrobust import _checks, _compile
+from jaxrobust import _borrow, _checks, _compile
 from jaxrobust.attacks import Attack, Best, engine
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.types import Classifier, Criterion, Key
 
-# the fields of `Best` but its parameters, each with one entry an example
+# of all that is computed, over what is asked for: how much of it may be padding
+PADDING = 1.25
+ASKED_AGAIN = 8  # images that a host model is asked about twice
+# the fields of `Best`, each with one entry an example; of its parameters whether they are `inside` the set
 Books = dict[str, Any]
 
 
@@ -30,12 +35,41 @@ class Programs(NamedTuple):
     harvest: Callable[..., Any]
 
 
-@functools.lru_cache(maxsize=16)
-def programs(lanes: NamedSharding) -> Programs:
-    """The programs of lanes that are split over devices in this way."""
-    everywhere = NamedSharding(lanes.mesh, PartitionSpec())
+def programs(lanes: NamedSharding, model: Any) -> Programs:
+    """The programs of lanes that are split over devices in this way, for a borrowed model; see `_borrow`."""
+    owner = _borrow.owner(model)
+    if owner is None:
+        return _shared(lanes)
+    own = _of_owner.setdefault(owner, {})
+    if lanes not in own:
+        own[lanes] = _shared(lanes)._replace(step=_stepping(lanes))
+    return own[lanes]
+
+
+_of_owner: Any = weakref.WeakKeyDictionary()
+
+
+def _jit(lanes: NamedSharding) -> Any:
     # straight to JAX: the host calls these at every step, and never inside another program
-    jit = functools.partial(jax.jit, compiler_options=_compile.compiler_options(lanes.mesh.devices.flat[0].platform))
+    return functools.partial(jax.jit, compiler_options=_compile.compiler_options(lanes.mesh.devices.flat[0].platform))
+
+
+def _stepping(lanes: NamedSharding) -> Callable[..., Any]:
+    everywhere = NamedSharding(lanes.mesh, PartitionSpec())
+
+    @functools.partial(
+        _jit(lanes), out_shardings=(lanes, everywhere), donate_argnames="states", static_argnames=("stop", "gradient")
+    )
+    def step(attack: Attack, model: Classifier, states: Any, *, stop: engine.Stop, gradient: bool) -> tuple[Any, Any]:
+        states = engine.advance(attack, model, states, stop=stop, gradient=gradient)
+        return states, jax.vmap(lambda state: engine.is_finished(attack, state, stop))(states)
+
+    return step
+
+
+@functools.lru_cache(maxsize=16)
+def _shared(lanes: NamedSharding) -> Programs:
+    everywhere, jit = NamedSharding(lanes.mesh, PartitionSpec()), _jit(lanes)
 
     @functools.partial(jit, out_shardings=everywhere)
     def fresh(attack: Attack, images: Any, goal: Criterion, key: Key, indices: Any, restarts: Any, logits: Any) -> Any:
@@ -53,22 +87,23 @@ def programs(lanes: NamedSharding) -> Programs:
     def ask(attack: Attack, states: Any) -> tuple[Any, Any]:
         return jax.vmap(attack.ask)(states), jax.vmap(attack.meant)(states)
 
-    @functools.partial(
-        jit, out_shardings=(lanes, everywhere), donate_argnames="states", static_argnames=("stop", "gradient")
-    )
-    def step(attack: Attack, model: Classifier, states: Any, *, stop: engine.Stop, gradient: bool) -> tuple[Any, Any]:
-        states = engine.advance(attack, model, states, stop=stop, gradient=gradient)
-        return states, jax.vmap(lambda state: engine.is_finished(attack, state, stop))(states)
-
     @functools.partial(jit, out_shardings=everywhere, static_argnames="stop")
-    def harvest(attack: Attack, states: Any, slots: Any, known: Books | None, *, stop: engine.Stop) -> Books:
+    def harvest(
+        attack: Attack, states: Any, slots: Any, images: Any, known: Books | None, *, stop: engine.Stop
+    ) -> Books:
         best = jax.vmap(attack.best)(jax.tree.map(lambda leaf: leaf[slots], states))
-        best = Best(**{**vars(best), "parameters": None})
+        # not the parameters, which may be of any shape, but what they are needed for; nor the logits
+        best = dataclasses.replace(best, parameters=engine.contained(attack, images, best), logits=None)
         if known is not None:
-            best = engine.merge(Best(**known), best, stop=stop)
-        return {name: values for name, values in vars(best).items() if values is not None}
+            best = engine.merge(_best(known), best, stop=stop)
+        fields = {"inside" if name == "parameters" else name: values for name, values in vars(best).items()}
+        return {name: values for name, values in fields.items() if values is not None}
 
-    return Programs(fresh, fill, refill, ask, step, harvest)
+    return Programs(fresh, fill, refill, ask, _stepping(lanes), harvest)
+
+
+def _best(books: Books) -> Best:
+    return Best(**{"parameters" if name == "inside" else name: values for name, values in books.items()})
 
 
 def known(logits: Any) -> Classifier:
@@ -105,14 +140,38 @@ def replicated(devices: Sequence[Any] | None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def fitting(count: int, most: int, split: int = 1, restarts: int = 1) -> int:
+    """How many examples to take at once, so that little is padding and few sizes, each a program, ever occur.
+
+    As many turns as the widest size needs, but of equal length; sizes are 1 to 8 and then four an octave, so that at
+    most a quarter of what is computed beside the examples is padding.
+
+    Args:
+        count: examples, ≥ 0.
+        most: the largest number at once, ≥ 1; rounded up to a multiple of `split`.
+        split: equal parts into which it is split, one a device.
+        restarts: how often each example comes, never twice at once.
+
+    Returns:
+        The number, a multiple of `split`.
+    """
+    each, jobs = -(-most // split), max(count, 1) * restarts
+    turns = -(-jobs // (each * split))
+    if turns > 1 and count >= each * split and turns * each * split <= PADDING * jobs:
+        return each * split  # the size that all large data sets share
+    needed = -(-max(min(-(-jobs // turns), count), 1) // split)
+    step = 1 << max(needed.bit_length() - 3, 0)
+    return split * min(-(-needed // step) * step, each)
+
+
 @_checks.off_mesh
 def predict(model: Classifier | HostModel, images: Any, *, batch_size: int = 128) -> np.ndarray:
-    """Logits of many images, batch by batch, the last one padded to the same shape.
+    """Logits of many images, in batches of one shape, the last one padded to it.
 
     Args:
         model: the classifier, or a host model, to which nothing is padded.
         images: (N, H, W, C) in [0, 1].
-        batch_size: images a forward pass, ≥ 1.
+        batch_size: images a forward pass at most, ≥ 1; fewer where the last batch would else be mostly padding.
 
     Returns:
         (N, K) logits, NumPy.
@@ -125,14 +184,36 @@ def predict(model: Classifier | HostModel, images: Any, *, batch_size: int = 128
     _checks.count("batch_size", batch_size)
     if not isinstance(model, HostModel):
         _checks.classifier(model)
+    size = batch_size if isinstance(model, HostModel) else fitting(len(images), batch_size)
+    return forward(model, images, np.arange(len(images)), size)
+
+
+def forward(model: Classifier | HostModel, images: Any, rows: np.ndarray, size: int) -> np.ndarray:
+    """Logits of some images, at least one, `size` at a time; only so many are ever copied."""
     pieces = []
-    for start in range(0, len(images), batch_size):
-        piece = np.asarray(images[start : start + batch_size])
-        if isinstance(model, HostModel):
-            pieces.append(model(piece))
-            continue
-        pieces.append(np.asarray(_checks.forward(model, pad(piece, batch_size)))[: len(piece)])
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        # rows that follow each other are a view
+        piece = np.asarray(images[some[0] : some[-1] + 1] if some[-1] - some[0] == len(some) - 1 else images[some])
+        piece = _checks.widened(piece)
+        if not isinstance(model, HostModel):
+            piece = pad(piece, size)
+        answers = model(piece) if isinstance(model, HostModel) else _checks.forward(model, piece)
+        pieces.append(np.asarray(answers)[: len(some)])
     return np.concatenate(pieces)
+
+
+def clean_logits(model: Classifier | HostModel, images: Any, *, batch_size: int) -> np.ndarray:
+    """`predict`; a host model is asked about a few images once more, beside others.
+
+    Raises:
+        ValueError: it then answers otherwise.
+    """
+    logits = predict(model, images, batch_size=batch_size)
+    if isinstance(model, HostModel):
+        again = model(np.asarray(images[::2][:ASKED_AGAIN]))
+        _checks.same_logits(logits[::2][:ASKED_AGAIN], again)
+    return logits
 
 
 def pad(rows: np.ndarray, size: int, fill: int | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import _checks, _compile
-from jaxrobust.attacks import EOT, Attack, Square, suite
+from jaxrobust.attacks import Attack, Square, suite
 from jaxrobust.attacks.suites import BALLS, SUITES
 from jaxrobust.evaluate.outcomes import Evaluation
 from jaxrobust.evaluate.robustness import robustness
@@ -86,8 +86,7 @@ def autoattack(
             models: APGD by cross-entropy and by DLR on the mean of 20 draws.
         attacks: name -> attack, in the order in which they run, in place of a version; `norm` and `radius` then do not
             count.
-        **options: of `evaluate.robustness`, such as `lanes`, `save_dir` (a killed run goes on), `progress`;
-            `early_stop` is False by default if one of the attacks is an `attacks.EOT`.
+        **options: of `evaluate.robustness`, such as `lanes`, `save_dir` (a killed run goes on), `run_id`, `progress`.
 
     Returns:
         The result. Its warnings, each also given as a `RuntimeWarning`: zero gradients of the DLR loss, and a Square
@@ -110,10 +109,9 @@ def autoattack(
         norms = [known for known in BALLS if f"{family}-{known}" in SUITES]
         _checks.choice("norm", norm, norms, otherwise=f" for version {version!r}")
         attacks = suite(f"{family}-{norm}", radius=radius)
-    if any(isinstance(attack, EOT) for attack in attacks.values()):
-        options = {"early_stop": False, **options}
     evaluation = robustness(model, data, attacks, key=key, only_survivors=True, **options)
-    found = tuple(_zero_gradients(model, evaluation) + _square_gains(evaluation))
+    white_box = any(attack.gradients for attack in attacks.values())
+    found = tuple((_zero_gradients(model, evaluation) if white_box else []) + _square_gains(evaluation))
     for warning in found:
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
     return AutoAttack(evaluation, found)

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from jaxrobust import _checks, _store
 from jaxrobust.attacks import Attack
@@ -40,6 +39,8 @@ class Proportion(NamedTuple):
     @classmethod
     def of(cls, hits: Any) -> Proportion:
         """Of a boolean array."""
+        from scipy import stats  # takes as long to import as the rest of this room
+
         hits = np.asarray(hits, bool)
         interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(0.95, method="wilson")
         return cls(float(hits.mean()), float(interval.low), float(interval.high))
@@ -63,6 +64,8 @@ class AttackOutcome:
         forwards: (N,) forward passes an example; 0 where this attack was not run.
         backwards: (N,) gradients an example.
         counts: what the lanes executed and needed, and how long it took.
+        prediction: (N,) the class of the point returned, as the forward pass that confirms a success sees it; the clean
+            one where no success was claimed.
     """
 
     attack: Attack
@@ -74,6 +77,7 @@ class AttackOutcome:
     forwards: np.ndarray
     backwards: np.ndarray
     counts: LaneCounts
+    prediction: np.ndarray | None = None
 
     @property
     def robust(self) -> np.ndarray:
@@ -120,6 +124,8 @@ class AttackOutcome:
         found = {
             "with NaN or infinite logits": int((self.outcome == NON_FINITE).sum()),
             "successes not confirmed": int((self.code == Code.DISAGREED).sum()),
+            "successes outside of the set": int((self.code == Code.OUTSIDE).sum()),
+            "without a start": int((self.code == Code.NO_START).sum()),
         }
         return "".join(f"; {count} {what}" for what, count in found.items() if count)
 
@@ -139,6 +145,8 @@ class AttackOutcome:
             "steps_needed": self.counts.needed,
             "non_finite": int((self.outcome == NON_FINITE).sum()),
             "disagreed": int((self.code == Code.DISAGREED).sum()),
+            "outside": int((self.code == Code.OUTSIDE).sum()),
+            "no_start": int((self.code == Code.NO_START).sum()),
         }
 
 
@@ -247,12 +255,14 @@ class Evaluation:
         rows += [(name, self.accuracy(name), outcome) for name, outcome in self.outcomes.items()]
         rows += [("worst case", self.union, None)] if len(self.outcomes) > 1 else []
         width = max(len(name) for name, *_ in rows)
+        numbers = [[f"{100 * value:.1f}" for value in proportion] for _, proportion, _ in rows]
+        wide, low, high = (max(map(len, column)) for column in zip(*numbers, strict=True))
         lines = [f"{self.name}: accuracy in % [95 % interval] on {len(self.labels)} examples"]
-        for name, proportion, outcome in rows:
+        for (name, _, outcome), (accuracy, least, most) in zip(rows, numbers, strict=True):
             about = "" if outcome is None else f"   {outcome.attack}, {outcome.counts.seconds:.1f} s{outcome.caveats}"
             if outcome is not None and outcome.attack.minimum_norm:
                 about += f"; median distance {outcome.median_distance:.4g}"
-            lines.append(f"  {name:<{width}}  {proportion!s:>19}{about}")
+            lines.append(f"  {name:<{width}}  {accuracy:>{wide}} [{least:>{low}}, {most:>{high}}]{about}")
         return "\n".join(lines)
 
 

@@ -12,12 +12,16 @@ import numpy as np
 
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
+from jaxrobust.evaluate import _saved
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, predict, replicated, run_lanes
+from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits, drive, replicated, run_lanes
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
 from jaxrobust.types import Classifier, Code, Key, Number
 
 __all__ = ["curve", "robustness"]
+
+LONGEST_NAME = 200  # bytes of an attack's name, of the 255 that a file's may have
+RESERVED_NAMES = (".", "..", "pictures")
 
 
 @_checks.off_mesh
@@ -35,6 +39,7 @@ def robustness(
     only_survivors: bool = False,
     devices: Sequence[Any] | None = None,
     save_dir: str | pathlib.Path | None = None,
+    run_id: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Robust accuracy of a model under attacks, each example's worst case, intervals and costs.
@@ -53,13 +58,17 @@ def robustness(
         notes: anything in JSON's terms to keep with the results.
         lanes: examples in flight at once.
         early_stop: whether an example's search ends with its first success. The accuracies are the same without; the
-            points returned are then those of highest loss, of minimum-norm attacks the nearest. By default it does,
-            unless the attack is a minimum-norm one: then sizes are distances, see `AttackOutcome.distances`. With
-            `only_survivors`, where successes alone are wanted, that too ends.
+            points returned are then those of highest loss, of minimum-norm attacks the nearest. By default it does
+            where the attack's `first_success_is_final`: not of a minimum-norm one, since then sizes are distances, see
+            `AttackOutcome.distances`. With `only_survivors`, where successes alone are wanted, that too ends. Under
+            randomness (`attacks.eot`) none ever does: the first success is the luckiest.
         only_survivors: whether each attack sees only the examples that are still robust, as in AutoAttack; each
             example then keeps its first fate, an attack's accuracy is that of the attacks so far, and it costs less.
         devices: where to run; by default all local devices.
-        save_dir: a folder in which progress is saved; a killed evaluation, started again, goes on from there.
+        save_dir: a folder in which progress is saved, also when an exception or Ctrl-C ends the evaluation; started
+            again, it goes on from there. Files of another evaluation are refused; see `save` of `run_lanes`.
+        run_id: a name of your own for the evaluation, where something in the model or an attack cannot be recognised
+            in another process; see `run_lanes`.
         progress: whether to show a progress bar for each attack.
 
     Returns:
@@ -79,34 +88,39 @@ def robustness(
         raise TypeError(f"trained_on must be a sequence of names; got the string {trained_on!r}")
     _checks.count("lanes", lanes)
     everywhere = replicated(devices)
-    for attack in named.values():
-        check(attack, model, images, labels, key=key)
+    # before the model is first asked, since some functions count their calls
+    known = None if save_dir is None else _saved.of_model(model, run_id)
+    for i, attack in enumerate(named.values()):
+        check(attack, model, images, labels, key=key, ask=i == 0)
     # placed here once, so that all forward passes share one program
     model = jax.device_put(model, everywhere)
-    logits = predict(model, images, batch_size=lanes)
-    fate, points = _clean_fate(logits, labels), images
+    logits = clean_logits(model, images, batch_size=lanes)
+    fate, points, prediction = _clean_fate(logits, labels), images, logits.argmax(-1)
     outcomes = {}
     for attack_name, attack in named.items():
         rows = np.flatnonzero(fate == ROBUST) if only_survivors else np.arange(len(images))
+        among: Any = rows if len(rows) < len(images) else slice(None)  # of all, a view
         found = None
         if len(rows):
-            found = run_lanes(
+            found = drive(
                 attack,
                 model,
-                images[rows],
+                images[among],
                 labels[rows],
                 key=jax.random.fold_in(key, binascii.crc32(attack_name.encode())),
                 indices=rows,
                 logits=logits[rows],
                 lanes=lanes,
-                early_stop=only_survivors or not attack.minimum_norm if early_stop is None else early_stop,
+                early_stop=only_survivors or attack.first_success_is_final if early_stop is None else early_stop,
                 devices=devices,
                 save=None if save_dir is None else pathlib.Path(save_dir) / f"{attack_name}.npz",
+                run_id=run_id,
                 progress=f"{name} | {attack_name}" if progress else False,
+                known=known,
             )
-        outcomes[attack_name] = outcome = _outcome(attack, found, rows, fate, points)
+        outcomes[attack_name] = outcome = _outcome(attack, found, rows, fate, points, prediction)
         if only_survivors:
-            fate, points = outcome.outcome, outcome.images
+            fate, points, prediction = outcome.outcome, outcome.images, outcome.prediction
     return Evaluation(
         name=name,
         labels=labels,
@@ -131,7 +145,12 @@ def _fate(fate: np.ndarray, success: Any, code: Any) -> np.ndarray:
 
 
 def _outcome(
-    attack: Attack, found: LaneResult | None, rows: np.ndarray, fate: np.ndarray, points: np.ndarray
+    attack: Attack,
+    found: LaneResult | None,
+    rows: np.ndarray,
+    fate: np.ndarray,
+    points: np.ndarray,
+    prediction: np.ndarray,
 ) -> AttackOutcome:
     """Lane results of some rows, spread over all examples; None where no row was left."""
     count = len(fate)
@@ -140,15 +159,23 @@ def _outcome(
         "size": np.zeros(count, points.dtype),
         "loss": np.full(count, np.nan, points.dtype),
         "code": np.full(count, Code.RAN, np.int32),
-        "images": points.copy(),
+        "images": points,
         "forwards": np.zeros(count, np.int32),
         "backwards": np.zeros(count, np.int32),
     }
+    prediction = prediction.copy()
     if found is not None:
+        prediction[rows] = found.prediction
         outcome["outcome"][rows] = _fate(fate[rows], found.result.success, found.result.code)
-        for name in outcome.keys() - {"outcome"}:
+        if len(rows) == count:
+            outcome["images"] = np.asarray(found.result.images, points.dtype)  # the lanes' own array
+        else:
+            outcome["images"] = points.copy()
+            outcome["images"][rows] = found.result.images
+        for name in outcome.keys() - {"outcome", "images"}:
             outcome[name][rows] = getattr(found.result, name)
-    return AttackOutcome(attack=attack, counts=found.counts if found else LaneCounts(0, 0, 0.0), **outcome)
+    counts = found.counts if found else LaneCounts(0, 0, 0.0)
+    return AttackOutcome(attack=attack, counts=counts, prediction=prediction, **outcome)
 
 
 def _named(attacks: Attack | Sequence[Attack] | Mapping[str, Attack]) -> dict[str, Attack]:
@@ -163,13 +190,23 @@ def _named(attacks: Attack | Sequence[Attack] | Mapping[str, Attack]) -> dict[st
     for place, attack in places:
         if not isinstance(attack, Attack):
             raise TypeError(f"attacks[{place!r}] must be an Attack; got {attack!r}")
-        name = place if isinstance(attacks, Mapping) else f"{type(attack).__name__}-{type(attack.set).__name__}".lower()
-        if not isinstance(name, str) or not name or any(c in name for c in "/\\\0"):
-            raise ValueError(f"attacks must have names that can name a file; got {name!r}")
+        own = f"{type(attack).__name__}-{type(attack.set).__name__}".lower()
+        name = _file_name(place if isinstance(attacks, Mapping) else own)
         if name in named:
             raise ValueError(f"attacks of one kind need names, pass a dictionary; got {name!r} again")
         named[name] = attack
     return named
+
+
+def _file_name(name: Any) -> str:
+    """The name of an attack, refused before anything is computed if no file for its progress could be called so."""
+    if not isinstance(name, str) or not name or not name.isprintable() or any(c in name for c in "/\\"):
+        raise ValueError(f"attacks must have names that can name a file; got {name!r}")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"attacks must have names of at most {LONGEST_NAME} bytes; got {len(name.encode())}: {name!r}")
+    if name.casefold() in RESERVED_NAMES:
+        raise ValueError(f"attacks must not be named as a run's own files, {RESERVED_NAMES}; got {name!r}")
+    return name
 
 
 @_checks.off_mesh
@@ -211,7 +248,7 @@ def curve(
     ladder = [attack.with_radius(radius) for radius in radii]
     check(ladder[0], model, images, labels, key=key)
     model = jax.device_put(model, everywhere)
-    logits = predict(model, images, batch_size=lanes)
+    logits = clean_logits(model, images, batch_size=lanes)
     fate = _clean_fate(logits, labels)
     accuracies = []
     for radius, rung in zip(radii, ladder, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import pathlib
 import platform
@@ -36,15 +37,41 @@ def is_finished(run_dir: str | pathlib.Path, config: Any) -> bool:
         True if it does, False if it holds no finished run.
 
     Raises:
-        ValueError: it holds a finished run of other settings.
+        ValueError: it holds a finished run of other settings or of another version, or settings cannot be identified.
     """
     if not (pathlib.Path(run_dir) / "results.json").exists():
         return False
-    found, wanted = report.load(run_dir).results["config"], _store.describe(config)
+    found, wanted = report.load(run_dir).results.get("identity"), _identified(config)
+    if not isinstance(found, dict):
+        raise ValueError(f"run_dir must be new for this version; {run_dir} holds a run of another version")
+    unknown = [name for name, digest in wanted.items() if digest is None]
+    if unknown:
+        _store.identity(_settings(config)[unknown[0]], what=f"config.{unknown[0]}")  # which says why
     other = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
     if other:
         raise ValueError(f"run_dir must be new for new settings; {run_dir} holds a run with another {', '.join(other)}")
     return True
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """The settings by name, what kind they are of among them."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        return {"type": type(config), **fields}
+    if config is None:
+        return {}
+    return {str(name): value for name, value in config.items()} if isinstance(config, Mapping) else {"config": config}
+
+
+def _identified(config: Any) -> dict[str, str | None]:
+    """What tells a run from others: each setting's identity, None of one that has none, and the version."""
+    found: dict[str, str | None] = {"version of jaxrobust": _store.versions()["jaxrobust"]}
+    for name, value in _settings(config).items():
+        try:
+            found[name] = _store.identity(value)
+        except ValueError:  # the run is done, and must not be lost for it
+            found[name] = None
+    return found
 
 
 def save_run(
@@ -67,15 +94,16 @@ def save_run(
         run_dir: the folder, made if need be.
         evaluations: one a model, all on the same examples and attacks.
         title: the page's title.
-        models: the classifiers by name, to label the adversarial pictures with their predictions; None leaves out
-            the pictures' predictions.
+        models: the classifiers by name, to label the adversarial pictures with what they predict now; None takes what
+            they predicted when successes were confirmed.
         data: what the data is: "name", "split", "class_names".
         config: the run's configuration, a dataclass or dictionary.
         curves: from `curves`.
         trajectories: from `trajectories`.
         seconds: wall time of the whole run.
         pictures: how many examples to show, ≥ 0.
-        overwrite: whether a finished run in the folder may be replaced.
+        overwrite: whether a finished run in the folder may be replaced. Its results are taken away first and the new
+            ones written last, so that the folder never holds parts of both.
 
     Returns:
         The page, an HTML file.
@@ -99,9 +127,7 @@ def save_run(
         "shape": list(first.images.shape[1:]),
         "classes": int(first.logits.shape[-1]),
     }
-    if pictures:
-        shown = _choose(evaluations, pictures)
-        _store.write_arrays(run_dir / "pictures.npz", **_pictures(evaluations, models or {}, shown))
+    shown = _pictures(evaluations, models or {}, _choose(evaluations, pictures)) if pictures else None
     results = {
         "format": FORMAT,
         "complete": True,
@@ -112,6 +138,7 @@ def save_run(
         "data": about,
         "key": first.key,
         "config": _store.describe(config if config is not None else {}),
+        "identity": _identified(config),
         "versions": _store.versions(),
         "device": _device(),
         "attacks": {name: _about(outcome.attack) for name, outcome in first.outcomes.items()},
@@ -119,7 +146,14 @@ def save_run(
         "curves": list(curves),
         "trajectories": list(trajectories),
         "pictures": "pictures.npz" if pictures else None,
+        "legend": report.LEGEND,
     }
+    # Results go first and come last, so that whenever this ends they are those of the files beside them.
+    if (run_dir / "results.json").exists():
+        for name in ("results.json", "report.html", "pictures.npz"):
+            _store.remove(run_dir / name)
+    if shown is not None:
+        _store.write_arrays(run_dir / "pictures.npz", **shown)
     _store.write_json(run_dir / "results.json", results)
     return report.render(run_dir)
 
@@ -226,11 +260,25 @@ def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
     if len(set(names)) < len(names):
         raise ValueError(f"evaluations must have different names; got {names}")
     first = evaluations[0]
-    attacked = {name: _about(outcome.attack) for name, outcome in first.outcomes.items()}
     for other in evaluations[1:]:
         examples = np.array_equal(other.labels, first.labels) and np.array_equal(other.images, first.images)
-        if not examples or {name: _about(outcome.attack) for name, outcome in other.outcomes.items()} != attacked:
+        if not examples or not _same_attacks(first, other):
             raise ValueError(f"evaluations must share examples and attacks; got {first.name!r} and {other.name!r}")
+
+
+def _same_attacks(first: Evaluation, other: Evaluation) -> bool:
+    """Whether two evaluations are of the same attacks: the very same objects, or alike."""
+    if first.outcomes.keys() != other.outcomes.keys():
+        return False
+    for name, outcome in first.outcomes.items():
+        here, there = outcome.attack, other.outcomes[name].attack
+        try:
+            alike = here is there or _store.identity(here) == _store.identity(there)
+        except ValueError:  # what has no identity has a description
+            alike = _about(here) == _about(there)
+        if not alike:
+            return False
+    return True
 
 
 def _choose(evaluations: Sequence[Evaluation], count: int) -> np.ndarray:
@@ -248,14 +296,19 @@ def _choose(evaluations: Sequence[Evaluation], count: int) -> np.ndarray:
 def _pictures(
     evaluations: Sequence[Evaluation], models: Mapping[str, Classifier], shown: np.ndarray
 ) -> dict[str, np.ndarray]:
+    """The arrays, by the places of models and attacks: two names put together may be those of another pair."""
     first = evaluations[0]
     arrays = {"clean": first.images[shown], "label": first.labels[shown]}
-    for evaluation in evaluations:
-        arrays[f"{evaluation.name}/prediction"] = evaluation.prediction[shown]
-        for name, outcome in evaluation.outcomes.items():
-            images = outcome.images[shown]
-            arrays[f"{evaluation.name}/{name}/images"] = images
+    for place, evaluation in enumerate(evaluations):
+        arrays[report.picture_key("prediction", place)] = evaluation.prediction[shown]
+        for number, outcome in enumerate(evaluation.outcomes.values()):
+            images, prediction = outcome.images[shown], outcome.prediction
+            arrays[report.picture_key("images", place, attack=number)] = images
             if evaluation.name in models:
-                logits = predict(models[evaluation.name], images, batch_size=len(images))
-                arrays[f"{evaluation.name}/{name}/prediction"] = logits.argmax(-1)
+                after = predict(models[evaluation.name], images, batch_size=len(images)).argmax(-1)
+            elif prediction is not None:
+                after = prediction[shown]
+            else:
+                continue
+            arrays[report.picture_key("prediction", place, attack=number)] = after
     return arrays

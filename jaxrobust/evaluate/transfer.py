@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
-from jaxrobust.evaluate._programs import predict
+from jaxrobust.evaluate._programs import clean_logits, predict
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import run_lanes
+from jaxrobust.evaluate.lanes import check, run_lanes
 from jaxrobust.types import Classifier, Key
 
 __all__ = ["Transfer", "ensemble", "transfer"]
@@ -173,9 +173,12 @@ def transfer(
     _checks.count("lanes", lanes)
     _checks.image_shape(images)
     _checks.label_shape("labels", labels, images)
-    clean, success, points = {}, {}, {}
+    logits, clean, success, points = {}, {}, {}, {}
+    for source in sources.values():
+        check(attack, source, images, labels, key=key)
     for name, model in {**targets, **sources}.items():
-        clean[name] = _right(predict(model, images, batch_size=lanes), labels)
+        logits[name] = clean_logits(model, images, batch_size=lanes)
+        clean[name] = _right(logits[name], labels)
     for name, model in sources.items():
         found = run_lanes(
             attack,
@@ -183,6 +186,7 @@ def transfer(
             images,
             labels,
             key=key,
+            logits=logits[name],
             lanes=lanes,
             early_stop=False,
             devices=devices,

@@ -137,7 +137,7 @@ def average_to(maps: jax.Array, grid: int) -> jax.Array:
     if maps.shape[1:3] == (grid, grid):
         return maps
     rows, columns = (_cells(length, grid).astype(maps.dtype) for length in maps.shape[1:3])
-    return jnp.einsum("ah,bw,nhwc->nabc", rows, columns, maps)
+    return jnp.einsum("ah,bw,nhwc->nabc", rows, columns, maps, precision="highest")
 
 
 def _cells(length: int, grid: int) -> np.ndarray:

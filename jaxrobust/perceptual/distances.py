@@ -119,7 +119,7 @@ def lpips(
     if found != wanted:
         raise ValueError(f"weights must have shapes {wanted}, one a layer; got {found}")
     terms = [
-        jnp.square(a - b) @ jnp.asarray(weight, a.dtype) / (a.shape[-3] * a.shape[-2])
+        jnp.matmul(jnp.square(a - b), jnp.asarray(weight, a.dtype), precision="highest") / (a.shape[-3] * a.shape[-2])
         for a, b, weight in zip(first, second, weights, strict=True)
     ]
     return _total([term[..., None] for term in terms])

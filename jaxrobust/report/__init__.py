@@ -4,8 +4,27 @@
 needs no network and no other file, follows the reader's light or dark mode, and prints.
 """
 
-from jaxrobust.report.page import render as render
-from jaxrobust.report.run import Run as Run
-from jaxrobust.report.run import load as load
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Run", "load", "render"]
+if TYPE_CHECKING:
+    from jaxrobust.report.page import render as render
+    from jaxrobust.report.run import LEGEND as LEGEND
+    from jaxrobust.report.run import Run as Run
+    from jaxrobust.report.run import load as load
+    from jaxrobust.report.run import picture_key as picture_key
+
+__all__ = ["LEGEND", "Run", "load", "picture_key", "render"]
+
+_HOMES = {"LEGEND": "run", "Run": "run", "load": "run", "picture_key": "run", "render": "page"}
+
+
+def __getattr__(name: str) -> Any:
+    # what draws and writes a page takes longer to import than an evaluation needs, which may never write one
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"jaxrobust.report.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'jaxrobust.report' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

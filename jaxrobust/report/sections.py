@@ -207,16 +207,19 @@ def pictures(run: Run) -> dict[str, Any] | None:
     stored = run.pictures
     clean, labels = stored["clean"], stored["label"]
     shown = min(_PICTURES, len(clean))
-    found = [name for name in run.attacks if any(f"{model}/{name}/images" in stored for model in run.names)]
+    places = range(len(run.names))
+    found = [
+        name for name in run.attacks if any(run.picture("images", place, attack=name) is not None for place in places)
+    ]
     factors = {name: _factor(run, name, clean[:shown]) for name in found}
     classes = run.results["data"].get("class_names")
     blocks = []
     for place, model in enumerate(run.names):
-        before = stored.get(f"{model}/prediction")
+        before = run.picture("prediction", place)
         rows = []
         for name in found:
-            if f"{model}/{name}/images" in stored:
-                attacked, after = stored[f"{model}/{name}/images"], stored.get(f"{model}/{name}/prediction")
+            attacked, after = run.picture("images", place, attack=name), run.picture("prediction", place, attack=name)
+            if attacked is not None:
                 cells = [
                     {
                         "image": images.picture(attacked[index]),
@@ -239,8 +242,8 @@ def pictures(run: Run) -> dict[str, Any] | None:
 
 
 def _factor(run: Run, name: str, clean: np.ndarray) -> float:
-    stored = run.pictures or {}
-    changes = [stored[key][: len(clean)] - clean for key in (f"{m}/{name}/images" for m in run.names) if key in stored]
+    kept = [run.picture("images", place, attack=name) for place in range(len(run.names))]
+    changes = [attacked[: len(clean)] - clean for attacked in kept if attacked is not None]
     return images.amplification(np.stack(changes))
 
 

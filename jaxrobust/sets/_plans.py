@@ -38,9 +38,9 @@ class PlanBall(PerturbationSet):
         return windows(gradient, self.kernel)
 
     def contains(self, x: Image, theta: Plan) -> Bool[Array, ""]:
-        """Whether rows are x and columns in [0, 1] up to 2e-6, no mass leaves the image, and <C, Π>/Σx ≤ radius.
+        """Whether rows are x and columns in [0, 1] up to 2e-6, no mass leaves the image, and <C, |Π|>/Σx ≤ radius.
 
-        The cost has a tolerance of 1e-4 · radius + 1e-6.
+        Entries may be −1e-6. The cost has a tolerance of 1e-4 · radius + 1e-6.
         """
         return self._holds(x, theta, 1e-4)
 
@@ -52,9 +52,12 @@ class PlanBall(PerturbationSet):
         return within & (self._cost(x, theta) <= self._radius(x) * (1 + slack) + 0.01 * slack)
 
     def _cost(self, x: Image, theta: Plan) -> Scalar:
-        """<C, Π>/Σx; 0 for a black image, whose plans cost nothing."""
-        mass = jnp.sum(x)
-        return jnp.sum(row_sums(theta, costs(self.kernel, self.p))) / jnp.where(mass > 0, mass, 1)
+        """<C, |Π|>/Σx; 0 for a black image, whose plans cost nothing.
+
+        Less than nothing, sent one way, is mass that moves the other way, and no refund.
+        """
+        mass, moved = jnp.sum(x), jnp.where(theta < 0, -theta, theta)  # with the slope of a cost at 0 too
+        return jnp.sum(row_sums(moved, costs(self.kernel, self.p))) / jnp.where(mass > 0, mass, 1)
 
     def _budget(self, x: Image) -> Scalar:
         return self._radius(x) * jnp.sum(x)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from jaxrobust import _checks
 from jaxrobust.sets._parts import Composite, radius_of, scaled, share
 from jaxrobust.sets.base import PerturbationSet, register
-from jaxrobust.sets.lp import L1, L2, AdditiveBall, Linf
+from jaxrobust.sets.lp import L1, L2, AdditiveBall, Linf, squared_gain
 from jaxrobust.types import Image, Key, Number, pytree
 
 __all__ = ["Sequence", "Union", "convex_hull_l2_radius", "scaled", "sequence"]
@@ -194,7 +194,8 @@ class Union(Composite, AdditiveBall):
     def project(self, x: Image, theta: Image) -> Image:
         """The nearest of the parts' projections; of equally near ones the first."""
         near = jnp.stack([part.project(x, theta) for part in self.scaled_parts()])
-        return near[jnp.argmin(jnp.sum(jnp.square(near - theta[None]), (1, 2, 3)))]
+        gain = jax.vmap(squared_gain, (None, 0))(theta, near)
+        return near[jnp.argmax(jnp.sum(gain, (1, 2, 3)))]
 
     def candidates(self, x: Image, theta: Image, gradient: Image, sizes: Array) -> Array:
         """Every part's own step from δ, projected on that part: what multi steepest descent chooses from.

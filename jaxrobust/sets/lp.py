@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from jaxrobust.types import Image, Key, Number, pytree
 __all__ = ["L1", "L2", "Linf"]
 
 Scalar = Float[Array, ""]
+
+LENIENT = 1e-6  # share of a radius that a projection may leave unspent
 
 
 class AdditiveBall(PerturbationSet):
@@ -67,12 +70,11 @@ class Linf(AdditiveBall):
     radius: Number
 
     def __post_init__(self) -> None:
-        # as users write it; a number that was made canonical is of a set that was warned of, and one that is larger still
-        # is meant to cap nothing
-        if type(self.radius) in (int, float) and 1 < self.radius <= 64:
+        # as users write it; a number that was made canonical is of a set that was warned of
+        if type(self.radius) in (int, float) and 1 < self.radius < 255:
             _checks.slip(
                 f"Linf of radius {self.radius:g} holds every image, since pixels lie in [0, 1] (did you mean "
-                f"{self.radius:g} / 255? without a cap, 1.0 will do)"
+                f"{self.radius:g} / 255?)"
             )
         super().__post_init__()
 
@@ -123,8 +125,7 @@ class L2(AdditiveBall):
 
     def project(self, x: Image, theta: Image) -> Image:
         """argmin ‖δ' − δ‖₂: δ' = clip(s δ, −x, 1 − x) with the largest s ≤ 1 that meets the ball."""
-        scale = jnp.minimum(_largest_scale(jnp.abs(theta), _room(x, theta), self._radius(x)), 1)
-        return jnp.clip(scale * theta, -x, 1 - x)
+        return _stretched(x, theta, self._radius(x), most=1.0)
 
     def ascend(self, x: Image, theta: Image, gradient: Image, size: Scalar) -> Image:
         """δ + size · g/‖g‖₂; a zero gradient moves nothing."""
@@ -132,10 +133,7 @@ class L2(AdditiveBall):
 
     def maximise(self, x: Image, gradient: Image) -> Image:
         """argmax <g, δ> over the ball ∩ box: clip(s g, −x, 1 − x) with the largest s that meets the ball."""
-        direction = unit(gradient)
-        scale = _largest_scale(jnp.abs(direction), _room(x, direction), self._radius(x))
-        # 1e20 stands for infinity, which times zero would be NaN
-        return jnp.clip(jnp.minimum(scale, 1e20) * direction, -x, 1 - x)
+        return _stretched(x, unit(gradient), self._radius(x), most=math.inf)
 
     def size(self, x: Image, theta: Image) -> Scalar:
         """‖δ‖₂."""
@@ -174,8 +172,15 @@ class L1(AdditiveBall):
 
     def project(self, x: Image, theta: Image) -> Image:
         """argmin ‖δ' − δ‖₂: δ' = clip(sign(δ) max(|δ| − t, 0), −x, 1 − x) with the smallest t ≥ 0 in the ball."""
-        threshold = _smallest_threshold(jnp.abs(theta), _room(x, theta), self._radius(x))
-        return jnp.clip(jnp.sign(theta) * jnp.maximum(jnp.abs(theta) - threshold, 0), -x, 1 - x)
+        magnitude, room = jnp.abs(theta), _room(x, theta)
+
+        def total(base: Scalar, offset: Scalar) -> tuple[Scalar, Scalar]:
+            kept = jnp.maximum(magnitude - base - offset, 0)
+            slope = jnp.sum(((kept > 0) & (kept < room)).astype(x.dtype))
+            return jnp.sum(jnp.minimum(kept, room)), slope
+
+        base, offset = _meet(total, self._radius(x), jnp.max(magnitude), jnp.max(room))
+        return jnp.clip(jnp.sign(theta) * jnp.maximum(magnitude - base - offset, 0), -x, 1 - x)
 
     def ascend(self, x: Image, theta: Image, gradient: Image, size: Scalar) -> Image:
         """δ + size · e with ‖e‖₁ = 1: equal moves along sign(g) of the largest entries that the box lets move."""
@@ -217,9 +222,41 @@ def unit(vector: Array) -> Array:
     return scaled * lax.rsqrt(jnp.where(total > 0, total, 1))
 
 
+def power_of_two(value: Scalar) -> Scalar:
+    """The largest power of two that is not above a number ≥ 0, and 1 for 0: dividing by it rounds nothing."""
+    value = lax.stop_gradient(value)
+    bits = lax.bitcast_convert_type(value, jnp.dtype(f"int{8 * value.dtype.itemsize}"))
+    mantissa = jnp.finfo(value.dtype).nmant
+    power = lax.bitcast_convert_type((bits >> mantissa) << mantissa, value.dtype)
+    return jnp.where((power > 0) & jnp.isfinite(power), power, 1)
+
+
+def squared_gain(theta: Image, kept: Image) -> Image:
+    """Σ's terms of ‖θ‖² − ‖θ − kept‖², over one power of two: free of cancellation, overflow and underflow."""
+    return kept * ((2 * theta - kept) / power_of_two(jnp.max(jnp.abs(theta))))
+
+
 def _room(x: Image, direction: Image) -> Image:
     """How far each entry can move along the sign of the direction before it meets the box."""
     return jnp.where(direction > 0, 1 - x, x)
+
+
+def _stretched(x: Image, direction: Image, radius: Scalar, *, most: float) -> Image:
+    """clip(s d, −x, 1 − x) with the largest s ≤ most of which the norm is at most the radius.
+
+    Powers of two are taken out of the direction and the radius, so that no square overflows or underflows.
+    """
+    unit_direction, unit_radius = power_of_two(jnp.max(jnp.abs(direction))), power_of_two(radius)
+    direction = direction / unit_direction
+    # beyond 4 room does not bind, since the radius is below 2
+    room = jnp.minimum(_room(x, direction) / unit_radius, 4)
+    scale = _largest_scale(jnp.abs(direction), room, radius / unit_radius)
+    # 1e20 stands for infinity, which times zero would be NaN
+    moved = jnp.minimum(scale, 1e20) * direction * unit_radius
+    if math.isfinite(most):
+        longest = most * unit_direction
+        moved = jnp.where(scale * unit_radius >= longest, longest * direction, moved)
+    return jnp.clip(moved, -x, 1 - x)
 
 
 def _largest_scale(magnitude: Array, room: Array, radius: Scalar) -> Scalar:
@@ -264,30 +301,52 @@ def _kth_largest(values: Array, k: int | Array) -> Scalar:
     return lax.bitcast_convert_type(found, values.dtype)
 
 
-def _smallest_threshold(magnitude: Array, room: Array, radius: Scalar) -> Scalar:
-    """inf {t ≥ 0 : Σ min(max(m − t, 0), room) ≤ r}.
+def _meet(
+    total: Callable[[Scalar, Scalar], tuple[Scalar, Scalar]], radius: Scalar, high: Scalar, reach: Scalar
+) -> tuple[Scalar, Scalar]:
+    """inf {t ≥ 0 : total(t) ≤ r} of a non-increasing total, as t = base + offset.
 
-    The sum is piecewise linear and non-increasing in t, so Newton's step is exact once it stands on the right
-    piece; where it leaves the bracket, bisection takes its place.
+    Newton's step is exact on the right piece of a piecewise linear total; where it leaves the bracket, bisection takes
+    its place. Where the floats near t lie further apart than the radius is long, as for a perturbation of 1e8, a second
+    search finds the offset between two of them, and what is a little above t is to be told by (value − base) − offset.
+
+    Args:
+        total: of (base, offset), with its negated slope.
+        radius: r.
+        high: where the total is 0.
+        reach: how far below a magnitude t has to be for that magnitude to have all its room.
+
+    Returns:
+        The base and the offset, which is in [−reach, 0].
     """
-    tolerance = 16 * jnp.finfo(magnitude.dtype).eps * radius
 
-    def body(carry: tuple[Scalar, Scalar, Scalar, Scalar]) -> tuple[Scalar, Scalar, Scalar, Scalar]:
-        low, high, threshold, _ = carry
-        kept = jnp.maximum(magnitude - threshold, 0)
-        excess = jnp.sum(jnp.minimum(kept, room)) - radius
-        slope = jnp.sum(((kept > 0) & (kept < room)).astype(magnitude.dtype))
-        low, high = jnp.where(excess > 0, threshold, low), jnp.where(excess > 0, high, threshold)
-        newton = threshold + excess / jnp.maximum(slope, 1)
-        middle = low + (high - low) / 2
-        inside = (slope > 0) & (newton > low) & (newton < high)
-        split = jnp.where(inside, newton, jnp.where((middle > low) & (middle < high), middle, high))
-        solved = (jnp.abs(excess) <= tolerance) | ((excess <= 0) & (threshold == 0))
-        return low, high, jnp.where(solved, threshold, split), threshold
+    def search(
+        total: Callable[[Scalar], tuple[Scalar, Scalar]], low: Scalar, high: Scalar, done: Array
+    ) -> tuple[Scalar, Scalar, Scalar, Scalar, Scalar]:
+        first = low
 
-    zero = jnp.zeros((), magnitude.dtype)
-    start = (zero, jnp.max(magnitude), zero, zero - 1)
-    return lax.while_loop(lambda carry: carry[2] != carry[3], body, start)[2]
+        def body(carry: tuple[Scalar, Scalar, Scalar, Scalar, Scalar]) -> tuple[Scalar, Scalar, Scalar, Scalar, Scalar]:
+            low, high, threshold, _, _ = carry
+            value, slope = total(threshold)
+            excess = value - radius
+            low, high = jnp.where(excess > 0, threshold, low), jnp.where(excess > 0, high, threshold)
+            newton = threshold + excess / jnp.where(slope > 0, slope, 1)
+            middle = low + (high - low) / 2
+            inside = (slope > 0) & (newton > low) & (newton < high)
+            split = jnp.where(inside, newton, jnp.where((middle > low) & (middle < high), middle, high))
+            solved = (jnp.abs(excess) <= tolerance) | ((excess <= 0) & (threshold == first))
+            return low, high, jnp.where(solved, threshold, split), threshold, excess
+
+        # two thresholds that are alike end the search
+        start = (low, high, low, jnp.where(done, low, low - 1), 0 * radius)
+        return lax.while_loop(lambda carry: carry[2] != carry[3], body, start)
+
+    tolerance = 16 * jnp.finfo(radius.dtype).eps * radius
+    zero = jnp.zeros_like(high)
+    low, _, base, _, excess = search(lambda base: total(base, zero), zero, high, jnp.zeros((), bool))
+    spent = (excess >= -LENIENT * radius) | (base == 0)
+    offset = search(lambda offset: total(base, offset), jnp.maximum(low - base, -reach), zero, spent)[2]
+    return base, jnp.where(spent, 0, offset)
 
 
 register("linf", lambda: Linf(0.1))

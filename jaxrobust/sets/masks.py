@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxrobust.sets.base import PerturbationSet, register
-from jaxrobust.sets.lp import L1, L2, AdditiveBall, Linf
+from jaxrobust.sets.lp import L1, L2, AdditiveBall, Linf, squared_gain
 from jaxrobust.sets.sparse import GroupL21, SparseSet, whole
 from jaxrobust.types import Image, Key, Number, pytree
 
@@ -51,7 +51,7 @@ class Patch(AdditiveBall):
         """argmin ‖δ' − δ‖₂: the square of largest gain, Σ δ² − (δ − clip δ)², clipped; ties by the lowest index."""
         kept = jnp.clip(theta, -x, 1 - x)
         side = whole(self._radius(x), max(x.shape))
-        row, column = self._best_place(kept * (2 * theta - kept), side)
+        row, column = self._best_place(squared_gain(theta, kept), side)
         # a member stays where it is, whatever rounding makes of equal sums
         top, left, height, width = _extent(kept)
         fits = jnp.maximum(height, width) <= side

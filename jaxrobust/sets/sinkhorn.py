@@ -21,6 +21,9 @@ __all__ = ["WassersteinOTT", "WassersteinSinkhorn"]
 Scalar = Float[Array, ""]
 
 
+LONGEST = 1e4  # how far a pixel that a projection starts from may be off
+
+
 class _Entropic(PlanBall):
     """A step is kept on the plan's diagonal, so that the columns are the image that it wants; `project` then makes a
     plan of it again.
@@ -33,11 +36,17 @@ class _Entropic(PlanBall):
         """The image's gradient, of one in the plan."""
         return gradient[self.kernel**2 // 2]
 
+    def _wanted(self, x: Image, theta: Plan) -> Image:
+        """The columns of θ; of a step so long that float32 hardly tells its pixels apart from x, a shorter one."""
+        image = columns(theta)
+        largest = jnp.max(jnp.abs(image - x))
+        return jnp.where(largest > LONGEST, x + (image - x) * (LONGEST / jnp.maximum(largest, LONGEST)), image)
+
     def _settled(self, x: Image, theta: Plan, plan: Plan) -> Plan:
         """A member from a plan that almost is one: θ itself if that holds, else the point nearest to the columns of θ
         on the segment from the plan to where the step began.
         """
-        budget, wanted = self._budget(x), columns(theta)
+        budget, wanted = self._budget(x), self._wanted(x, theta)
         near, home = jax.vmap(lambda plan: repair(plan, x, budget, p=self.p))(jnp.stack([plan, theta]))
         image, back = columns(near), columns(home) - columns(near)
         square = jnp.sum(jnp.square(back))
@@ -92,7 +101,7 @@ class WassersteinSinkhorn(_Entropic):
         """Near the member that is nearest to the plan's columns, and no further from them than where the step began."""
         found = sinkhorn_projection(
             x,
-            columns(theta),
+            self._wanted(x, theta),
             self._radius(x),
             p=self.p,
             kernel=self.kernel,
@@ -114,7 +123,7 @@ class WassersteinSinkhorn(_Entropic):
 
     def distance(self, x: Image, theta: Plan, other: Plan) -> Scalar:
         """The cost of all that the two plans move differently, <C, |Π − Π'|>/Σx."""
-        return self._cost(x, jnp.abs(theta - other))
+        return self._cost(x, theta - other)
 
 
 @pytree("radius")
@@ -165,7 +174,7 @@ class WassersteinOTT(_Entropic):
 
     def project(self, x: Image, theta: Plan) -> Plan:
         """The entropic plan towards the columns of Π, its moves scaled down to the radius; members stay as they are."""
-        wanted = x + _evened(x, columns(theta) - x)
+        wanted = x + _evened(x, self._wanted(x, theta) - x)
         plan = ott_plan(x, wanted, p=self.p, kernel=self.kernel, epsilon=self.epsilon, iterations=self.iterations)
         return self._settled(x, theta, plan)
 

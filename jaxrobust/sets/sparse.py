@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -15,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
 from jaxrobust.sets.base import register
-from jaxrobust.sets.lp import AdditiveBall, _kth_largest, _room
+from jaxrobust.sets.lp import AdditiveBall, _kth_largest, _meet, _room, power_of_two, squared_gain
 from jaxrobust.types import Image, Key, Number, pytree
 
 __all__ = ["L0", "GroupL20", "GroupL21", "L0Linf"]
@@ -61,8 +60,7 @@ class SparseSet(AdditiveBall):
     def project(self, x: Image, theta: Image) -> Image:
         """argmin ‖δ' − δ‖₂: the groups of largest gain, Σ δ² − (δ − clip δ)², clipped; ties by the lowest index."""
         kept = jnp.clip(theta, *self._bounds(x))
-        # equal to the difference of squares, and free of its cancellation
-        gain = group_sums(kept * (2 * theta - kept), self._block)
+        gain = group_sums(squared_gain(theta, kept), self._block)
         return jnp.where(spread(first_largest(gain, self._count(x)), x, self._block), kept, 0)
 
     def ascend(self, x: Image, theta: Image, gradient: Image, size: Scalar) -> Image:
@@ -232,42 +230,49 @@ class GroupL21(AdditiveBall):
 
         t is the smallest that meets the ball: block soft-thresholding where the box does not bind.
         """
-        radius, magnitude, room = self._radius(x), jnp.abs(theta), _room(x, theta)
-        free = self._norms(jnp.where(room > 0, magnitude, 0))
-        most = self._norms(jnp.minimum(magnitude, room))
+        magnitude = jnp.abs(theta)
+        # moves are in this unit, so that no square underflows; beyond 4 of it room does not bind
+        unit = power_of_two(jnp.minimum(self._radius(x), jnp.max(magnitude)))
+        radius, room = self._radius(x) / unit, jnp.minimum(_room(x, theta) / unit, 4)
+        free = self.norms(jnp.where(room > 0, magnitude, 0))
+        most = self._norms(jnp.minimum(magnitude / unit, room))
+
+        # beneath the upper end rounding alone makes these equal
+        nearly = 1 - 4 * jnp.finfo(x.dtype).eps
 
         def shrunk(norms: Array, threshold: Scalar) -> Image:
-            scale = norms / jnp.where(norms > 0, norms + threshold, 1)
+            scale = norms / jnp.where(norms > 0, norms * unit + threshold, 1)
             return jnp.minimum(spread(scale, x, self.block) * magnitude, room)
 
-        def solve(threshold: Scalar) -> Image:
-            """Every block's solution for one t: below the root in n, ‖clip(s δ)‖ is above n."""
+        def solve(base: Scalar, offset: Scalar) -> Image:
+            """Every block's solution for t = base + offset: below the root in n, ‖clip(s δ)‖ is above n."""
+            threshold = base + offset
 
             def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
                 low, high = bracket
                 middle = (low + high) / 2
-                below = self._norms(shrunk(middle, threshold)) > middle
+                below = self._norms(shrunk(middle, threshold)) >= middle * nearly
                 return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
             # the upper end is the solution itself wherever the box does not bind
-            highest = jnp.clip(free - threshold, 0, most)
+            highest = jnp.clip((free - base - offset) / unit, 0, most)
             met = self._norms(shrunk(highest, threshold)) >= highest * (1 - 1e-6)
             low, _ = lax.fori_loop(0, jnp.finfo(x.dtype).nmant + 2, halve, (jnp.zeros_like(highest), highest))
             return shrunk(jnp.where(met, highest, low), threshold)
 
-        def total(threshold: Scalar) -> tuple[Scalar, Scalar]:
-            moved = solve(threshold)
+        def total(base: Scalar, offset: Scalar) -> tuple[Scalar, Scalar]:
+            moved = solve(base, offset)
             norms = self._norms(moved)
-            scale = norms / jnp.where(norms > 0, norms + threshold, 1)
+            scale = norms / jnp.where(norms > 0, norms + (base + offset) / unit, 1)
             # implicit differentiation of n = ‖clip(δ n/(n + t))‖ with the clipped entries where they are
             loose = self._norms(jnp.where(moved < room, moved, 0)) / jnp.where(norms > 0, norms, 1)
             slope = jnp.square(loose) * scale / jnp.maximum(1 - jnp.square(loose) * (1 - scale), 1e-12)
-            return jnp.sum(norms), jnp.sum(slope)
+            return jnp.sum(norms) * unit, jnp.sum(slope)
 
-        moved = solve(_meet(total, radius, jnp.max(free)))
-        # what rounding leaves above the radius, which is much only for δ of a size at which float32 is coarse
+        moved = solve(*_meet(total, self._radius(x), jnp.max(free), jnp.max(most) * unit))
+        # what rounding leaves above the radius
         used = jnp.sum(self._norms(moved))
-        return jnp.sign(theta) * moved * jnp.minimum(1, radius / jnp.where(used > 0, used, 1))
+        return jnp.sign(theta) * moved * (unit * jnp.minimum(1, radius / jnp.where(used > 0, used, 1)))
 
     def ascend(self, x: Image, theta: Image, gradient: Image, size: Scalar) -> Image:
         """δ + Σ_G share · g_G/‖g_G‖₂ over the blocks of largest ‖g_G‖₂ that the box lets move; shares sum to size."""
@@ -326,32 +331,17 @@ class GroupL21(AdditiveBall):
 
     def size(self, x: Image, theta: Image) -> Scalar:
         """Σ_G ‖δ_G‖₂."""
-        return jnp.sum(self._norms(theta))
+        return jnp.sum(self.norms(theta))
+
+    def norms(self, vector: Image) -> Array:
+        """‖v_G‖₂ of every block (⌈H/r⌉, ⌈W/r⌉, 1), free of overflow and underflow, with gradient 0 at 0."""
+        unit = power_of_two(jnp.max(jnp.abs(vector)))
+        return unit * self._norms(vector / unit)
 
     def _norms(self, vector: Image) -> Array:
-        """‖v_G‖₂ of every block, with gradient 0 at 0."""
+        """`norms` of what can be squared."""
         total = group_sums(jnp.square(vector), self.block)
         return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
-
-
-def _meet(total: Callable[[Scalar], tuple[Scalar, Scalar]], radius: Scalar, high: Scalar) -> Scalar:
-    """inf {t ≥ 0 : total(t) ≤ r} of a non-increasing total, which is given with its negated slope; 0 at `high`."""
-    tolerance = 16 * jnp.finfo(radius.dtype).eps * radius
-
-    def body(carry: tuple[Scalar, Scalar, Scalar, Scalar]) -> tuple[Scalar, Scalar, Scalar, Scalar]:
-        low, high, threshold, _ = carry
-        value, slope = total(threshold)
-        excess = value - radius
-        low, high = jnp.where(excess > 0, threshold, low), jnp.where(excess > 0, high, threshold)
-        newton = threshold + excess / jnp.where(slope > 0, slope, 1)
-        middle = low + (high - low) / 2
-        inside = (slope > 0) & (newton > low) & (newton < high)
-        split = jnp.where(inside, newton, jnp.where((middle > low) & (middle < high), middle, high))
-        solved = (jnp.abs(excess) <= tolerance) | ((excess <= 0) & (threshold == 0))
-        return low, high, jnp.where(solved, threshold, split), threshold
-
-    zero = jnp.zeros_like(high)
-    return lax.while_loop(lambda carry: carry[2] != carry[3], body, (zero, high, zero, zero - 1))[2]
 
 
 def whole(radius: Scalar, most: int) -> Array:

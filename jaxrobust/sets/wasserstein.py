@@ -94,7 +94,7 @@ class Wasserstein(PlanBall):
 
     def distance(self, x: Image, theta: Plan, other: Plan) -> Scalar:
         """The cost of what two plans move differently, <C, |Π − Π'|>/Σx; for p = 1 at least their images' distance."""
-        return self._cost(x, jnp.abs(theta - other))
+        return self._cost(x, theta - other)
 
 
 register("wasserstein", lambda: Wasserstein(0.1, kernel=3))

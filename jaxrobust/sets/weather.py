@@ -283,7 +283,8 @@ class Snow(Weather):
         """The image in snow."""
         if x.shape[2] not in (1, 3):
             raise ValueError(f"images must have 1 or 3 channels for Snow; got {x.shape[2]}")
-        grey = x if x.shape[2] == 1 else jnp.matmul(x, jnp.asarray([[0.2126], [0.7152], [0.0722]], x.dtype))
+        luminance = jnp.asarray([[0.2126], [0.7152], [0.0722]], x.dtype)
+        grey = x if x.shape[2] == 1 else jnp.matmul(x, luminance, precision="highest")
         pale = 0.75 * x + 0.25 * jnp.maximum(x, 1.5 * grey + 0.5)
         return jnp.clip(pale + strength * self.flakes(x, variables, drawn)[..., None], 0, 1)
 

@@ -12,7 +12,7 @@ from jaxrobust.data import Dataset, LazyDataset, Loader
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.types import Classifier, Code, Key
 
-__all__ = ["accuracy", "as_dataset", "batch_accuracy", "split"]
+__all__ = ["accuracy", "as_dataset", "batch_correct", "split"]
 
 Data = Dataset | LazyDataset
 
@@ -47,9 +47,10 @@ def accuracy(classifier: Classifier, data: Data, attack: Any, key: Key, batch_si
     return {name: total / len(data) for name, total in totals.items()}
 
 
-def batch_accuracy(classifier: Classifier, batch: Any, attack: Any, key: Key) -> float:
-    """The accuracy under attack on one batch."""
-    return float(_outcomes(classifier, batch, attack, key)["val_adv_acc"][batch.mask].mean())
+def batch_correct(classifier: Classifier, batch: Any, attack: Any, key: Key) -> tuple[int, int]:
+    """How many examples of one batch are classified right under attack, and how many it has."""
+    correct = _outcomes(classifier, batch, attack, key)["val_adv_acc"]
+    return int((correct & batch.mask).sum()), int(batch.mask.sum())
 
 
 def _outcomes(classifier: Classifier, batch: Any, attack: Any, key: Key) -> dict[str, np.ndarray]:
@@ -69,4 +70,4 @@ def _correct(classifier: Classifier, images: Any, labels: Any) -> Any:
 @_compile.jit
 def _robust(attack: Any, classifier: Classifier, batch: Any, key: Key) -> Any:
     result = attacks.run(attack, classifier, batch.images, batch.labels, key=key, indices=batch.index, early_stop=True)
-    return ~result.success & (result.code == Code.RAN)
+    return ~result.success & ((result.code == Code.RAN) | (result.code == Code.NO_START))

@@ -24,6 +24,9 @@ from jaxrobust.types import Classifier, Key
 
 __all__ = ["Disk", "Job", "Loop", "Progress", "prepare"]
 
+# settings that change no number
+FREE = ("log_every", "checkpoint_every")
+
 
 class Job(NamedTuple):
     """All of a run that does not change."""
@@ -40,7 +43,8 @@ class Job(NamedTuple):
     step_key: Key
     validation_key: Key
     steps_per_epoch: int
-    description: dict[str, Any]
+    description: dict[str, Any]  # for a run folder, as is the identity; else both are empty
+    identity: dict[str, str]
 
 
 @dataclasses.dataclass
@@ -121,8 +125,11 @@ def prepare(
     validation_data: Any,
     validation_attack: Any,
     augment: Augment | None,
+    *,
+    saved: bool,
+    run_id: str | None,
 ) -> tuple[Job, Loop]:
-    """Check everything before any compute, and lay out the run."""
+    """Check everything before any compute, and lay out the run; `saved` says whether it will have a folder."""
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective such as adversarial(attack); got {objective!r}")
     if not isinstance(config, TrainConfig):
@@ -150,18 +157,23 @@ def prepare(
     loader = Loader(train, config.batch_size, seed=_seed(order_key), drop_last=config.drop_last)
     total = config.epochs * len(loader)
     optimizer = config.transformation(total)
-    description = {
-        "config": _store.describe(
-            {k: v for k, v in vars(config).items() if k not in ("log_every", "checkpoint_every")}
-        ),
-        "objective": _store.describe(objective),
-        "validation_attack": _store.describe(validation_attack),
-        "augment": _store.describe(augment),
-        "network": _store.fingerprint((params, state)),
-        "train_data": _run.describe_data(given),
-        "validation_data": None if apart is None else _run.describe_data(apart),
-        "key": [str(jax.random.key_impl(key)), jax.random.key_data(key).tolist()],
-    }
+    description, identity = {}, {}
+    if saved:
+        settings = {f"config.{name}": value for name, value in vars(config).items() if name not in FREE}
+        parts = {"objective": objective, "validation_attack": validation_attack, "augment": augment}
+        description = {
+            "version": _store.versions()["jaxrobust"],
+            "run_id": run_id,
+            "config": _store.describe({name: value for name, value in vars(config).items() if name not in FREE}),
+            **{name: _store.describe(value) for name, value in parts.items()},
+            "network": _store.describe(trainable.evaluation.kind),
+            "parameters": _store.identity((params, state)),
+            "train_data": _run.describe_data(given),
+            "validation_data": None if apart is None else _run.describe_data(apart),
+            "key": [str(jax.random.key_impl(key)), jax.random.key_data(key).tolist()],
+        }
+        parts = {**settings, **parts, "network": trainable}
+        identity = {name: _store.identity(value, what=name, run_id=run_id) for name, value in parts.items()}
     job = Job(
         config=config,
         objective=objective,
@@ -176,6 +188,7 @@ def prepare(
         validation_key=validation_key,
         steps_per_epoch=len(loader),
         description=description,
+        identity=identity,
     )
     start = TrainState.create(params, state, optimizer, with_ema=config.ema_decay is not None)
     # Bound to its device, as what a checkpoint restores is; else a resumed run would compile its step a second time.

@@ -11,20 +11,25 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxrobust import _store
 from jaxrobust.data import Dataset, LazyDataset
 
 __all__ = ["describe_data", "open_run", "sigterm_deferred", "write_rows"]
 
-FORMAT = 1
+FORMAT = 2
 
 
-def open_run(run_dir: str | os.PathLike[str], description: Mapping[str, Any]) -> pathlib.Path:
+def open_run(
+    run_dir: str | os.PathLike[str], description: Mapping[str, Any], identity: Mapping[str, str]
+) -> pathlib.Path:
     """Make a run folder, or make sure that an existing one is of the same run.
 
     Args:
         run_dir: the folder.
-        description: what determines the run's numbers, as JSON.
+        description: what determines the run's numbers, as JSON that people can read.
+        identity: the same part by part, by `_store.identity`.
 
     Returns:
         The folder.
@@ -37,7 +42,7 @@ def open_run(run_dir: str | os.PathLike[str], description: Mapping[str, Any]) ->
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run_dir must be a folder; {str(folder)!r} is a file")
     if path.is_file():
-        _compare(path, description)
+        _compare(path, description, identity)
         return folder
     if folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
         raise ValueError(
@@ -45,7 +50,8 @@ def open_run(run_dir: str | os.PathLike[str], description: Mapping[str, Any]) ->
             "config.json"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT, **description, "versions": _store.versions()}, indent=1) + "\n"
+    written = {"format": FORMAT, **description, "identity": identity, "versions": _store.versions()}
+    text = json.dumps(written, indent=1) + "\n"
     _store.atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return folder
 
@@ -57,9 +63,16 @@ def write_rows(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def describe_data(data: Dataset | LazyDataset) -> dict[str, Any]:
-    """What a data set is: its name and size, and a fingerprint where it lies in memory."""
+    """What a data set is: its name, its size, and what is in it; of one on disk its positions, and the two ends."""
     facts = {"name": data.name, "split": data.split, "count": len(data), "shape": list(data.shape)}
-    return facts | ({"digest": _store.fingerprint([data.raw, data.labels])} if isinstance(data, Dataset) else {})
+    if isinstance(data, Dataset):
+        return facts | {"digest": _store.identity([data.raw, data.labels])}
+    return facts | {
+        "size": data.size,
+        "keys": list(data.keys),
+        "positions": _store.identity(np.asarray(data.positions, np.int64)),
+        "digest": _store.identity(data.fetch([0, len(data) - 1])),
+    }
 
 
 @contextlib.contextmanager
@@ -81,7 +94,7 @@ def sigterm_deferred() -> Iterator[Callable[[], bool]]:
             signal.raise_signal(signal.SIGTERM)
 
 
-def _compare(path: pathlib.Path, description: Mapping[str, Any]) -> None:
+def _compare(path: pathlib.Path, description: Mapping[str, Any], identity: Mapping[str, str]) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -90,10 +103,18 @@ def _compare(path: pathlib.Path, description: Mapping[str, Any]) -> None:
         raise ValueError(f"run_dir: {str(path)!r} is not of a training run, or of another version's")
     # Through JSON and back, so that tuples and infinities compare as they were written.
     there, here = _flat(found), _flat(json.loads(json.dumps(description)))
-    names = [name for name in {**there, **here} if not name.startswith(("format", "versions."))]
-    differing = [n for n in names if there.get(n, "absent") != here.get(n, "absent")]
+    names = [name for name in {**there, **here} if not name.startswith(("format", "versions.", "identity."))]
+    differing = {
+        name: f"{there.get(name, 'absent')!r} there, {here.get(name, 'absent')!r} here"
+        for name in names
+        if there.get(name, "absent") != here.get(name, "absent")
+    }
+    known = found.get("identity", {})
+    for name in [name for name in {**known, **identity} if known.get(name) != identity.get(name)]:
+        if not any(told == name or told.startswith(f"{name}.") for told in differing):
+            differing[name] = f"what {there.get(name, 'it')} is made of (code, types, constants or closure)"
     if differing:
-        listed = "; ".join(f"{n}: {there.get(n, 'absent')!r} there, {here.get(n, 'absent')!r} here" for n in differing)
+        listed = "; ".join(f"{name}: {how}" for name, how in differing.items())
         raise ValueError(f"run_dir {str(path.parent)!r} belongs to a run that differs in {listed}")
 
 

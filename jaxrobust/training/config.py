@@ -35,7 +35,9 @@ class TrainConfig:
         validation_limit: at most so many examples are held out, ≥ 1.
         validate_every: epochs between validations, ≥ 1; the last epoch is always validated.
         stop_on_overfitting: whether to stop, and go back to the epoch before, when the PGD-5 accuracy on the epoch's
-            first training batch fell by more than 0.2 (catastrophic overfitting of one-step training).
+            first training batch (batches, up to 128 examples) fell by more than 0.2, and by more than three standard
+            errors if these are few: catastrophic overfitting of one-step training. It is that of the weights
+            themselves, not of their average.
         checkpoint_every: steps between checkpoints within an epoch, ≥ 1, or None; the end of an epoch always is one.
         log_every: steps between readings of the metrics, ≥ 1.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import time
 from typing import Any
@@ -29,6 +30,8 @@ from jaxrobust.types import Classifier, Key
 __all__ = ["TrainResult", "fit"]
 
 OVERFITTING_DROP = 0.2  # of PGD-5 accuracy between epochs, as in the reference cited by `TrainConfig`
+OVERFITTING_ERRORS = 3.0  # standard errors that the drop must be worth, where few examples are watched
+WATCHED = 128  # examples at least, where the epoch has so many: the reference's batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ def fit(
     validation_attack: Any = None,
     augment: Augment | None = None,
     run_dir: str | os.PathLike[str] | None = None,
+    run_id: str | None = None,
     progress: bool = True,
 ) -> TrainResult:
     """Train a network.
@@ -93,6 +97,9 @@ def fit(
             attack (of several attacks the worst), or no attack where the objective has none.
         augment: `(key, images, index) -> images`, pure, on a batch, before the attack; see `jaxrobust.data.augment`.
         run_dir: where to log and checkpoint, or None for neither.
+        run_id: a name of your own for the run, by which `run_dir` is known where something in the network, objective,
+            augmentation or configuration cannot be recognised in another process (a connection, a lock) or changes as
+            it is used. All functions and objects of yours are then known by their names alone, and you vouch for them.
         progress: whether to show a progress bar.
 
     Returns:
@@ -101,7 +108,8 @@ def fit(
     Raises:
         TypeError: if network, images or labels are not what they should be.
         ValueError: if images lie outside [0, 1], labels outside the network's classes, there are fewer examples than
-            a batch needs, parameters are not finite, or `run_dir` holds something else than this very run.
+            a batch needs, parameters are not finite, `run_dir` holds something else than this very run, or something
+            cannot be identified and there is no `run_id`.
         FloatingPointError: if the loss or its gradient becomes NaN or infinite; it names the step. Checkpoints stay.
 
     Example:
@@ -119,11 +127,22 @@ def fit(
     Reference:
         Madry et al., 2018, arXiv:1706.06083; Rice, Wong and Kolter, 2020, arXiv:2002.11569.
     """
-    job, loop = prepare(network, train_data, objective, key, config, validation_data, validation_attack, augment)
+    job, loop = prepare(
+        network,
+        train_data,
+        objective,
+        key,
+        config,
+        validation_data,
+        validation_attack,
+        augment,
+        saved=run_dir is not None,
+        run_id=run_id,
+    )
     with contextlib.ExitStack() as stack:
         disk = None
         if run_dir is not None:
-            folder = _run.open_run(run_dir, job.description)
+            folder = _run.open_run(run_dir, job.description, job.identity)
             checkpoints = Checkpoints(folder / "checkpoints")
             # Entered first and so left last: the process may only end once the last checkpoint is whole.
             terminated = stack.enter_context(_run.sigterm_deferred())
@@ -204,8 +223,8 @@ def _end_epoch(job: Job, loop: Loop) -> None:
     row["learning_rate"] = float(job.rates(progress.step - 1))
     row |= _means(progress)
     if config.stop_on_overfitting:
-        row["overfit_acc"] = _monitor(job, loop)
-        progress.overfitted = row["overfit_acc"] < progress.overfit_acc - OVERFITTING_DROP
+        row["overfit_acc"], count = _monitor(job, loop)
+        progress.overfitted = _overfitted(progress.overfit_acc, row["overfit_acc"], count)
         progress.overfit_acc = row["overfit_acc"]
     if progress.overfitted:
         # The step counter stays, since checkpoints are named by it.
@@ -230,12 +249,27 @@ def _end_epoch(job: Job, loop: Loop) -> None:
     progress.finished = last or progress.overfitted
 
 
-def _monitor(job: Job, loop: Loop) -> float:
-    """PGD-5 accuracy on the epoch's first training batch."""
-    batch = next(iter(job.loader.epoch(loop.progress.epoch)))
+def _monitor(job: Job, loop: Loop) -> tuple[float, int]:
+    """PGD-5 accuracy on the epoch's first training batches, and on how many examples.
+
+    Of the weights that train: their average overfits epochs later, when there is no good epoch left to go back to.
+    """
     attack = attacks.pgd(inner_attacks(job.objective)[0].set, steps=5, relative_step_size=0.25)
-    classifier = job.trainable.classifier(*loop.train.evaluated)
-    return _held_out.batch_accuracy(classifier, batch, attack, job.validation_key)
+    classifier = job.trainable.classifier(loop.train.params, loop.train.state)
+    correct, count = 0, 0
+    for batch in job.loader.epoch(loop.progress.epoch):
+        right, watched = _held_out.batch_correct(classifier, batch, attack, job.validation_key)
+        correct, count = correct + right, count + watched
+        if count >= WATCHED:
+            break
+    return correct / count, count
+
+
+def _overfitted(before: float, now: float, count: int) -> bool:
+    """Whether accuracy over so many examples, others each time, fell by more than 0.2 and more than chance explains."""
+    middle = (before + now) / 2
+    error = math.sqrt(2 * middle * (1 - middle) / count)
+    return before - now > max(OVERFITTING_DROP, OVERFITTING_ERRORS * error)
 
 
 def _warmed_up(job: Job, step: int) -> Any:

@@ -284,3 +284,15 @@ def test_text():
         str(apgd_t(sets.L2(0.5), restarts=2)) == "APGD in L2(0.5), 100 steps, random start, 2 restarts, 9 targets, dlr"
     )
     assert isinstance(apgd(sets.L1(3.0)), SparseAPGD)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_apgd_t_of_three_classes_leaves_no_more_than_pgd_towards_each(seed):
+    """A targeted DLR that is a ratio of differences has no gradient towards the last of three classes."""
+    model = tiny.dense_classifier(seed, classes=3)
+    images, labels = tiny.images_and_labels(model, 24, seed)
+    each = attacks.targeted_each(attacks.pgd(sets.Linf(0.08), steps=5), targets=2)
+    ours = attacks.run(apgd_t(sets.Linf(0.08), steps=5, targets=2), model, images, labels, key=KEY)
+    theirs = attacks.run(each, model, images, labels, key=KEY)
+    assert np.asarray(theirs.success).mean() > 0.3
+    assert np.asarray(ours.success).sum() >= np.asarray(theirs.success).sum()

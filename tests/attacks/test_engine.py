@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxrobust import _checks, attacks, sets
+from jaxrobust import _checks, attacks, evaluate, sets
 from jaxrobust.attacks import engine
 from jaxrobust.models import SmallCNN
 from jaxrobust.types import Classifier, Misclassified, Targeted
@@ -41,7 +41,7 @@ BAD_INPUT = {
     "negative": ({"images": -X}, ValueError, r"images must lie in \[0, 1\]"),
     "NaN image": ({"images": X * np.nan}, ValueError, r"images must lie in \[0, 1\]"),
     "bytes": ({"images": (X * 255).astype(np.uint8)}, TypeError, "images must be floating.*got dtype uint8"),
-    "rank 3": ({"images": X[0]}, ValueError, r"shape \(N, H, W, C\); got \(6, 5, 2\).*images\[None\]"),
+    "rank 3": ({"images": X[0]}, ValueError, r"shape \(N, H, W, C\); got \(6, 5, 2\).*images\["),
     "empty": ({"images": X[:0], "labels": ZEROS[:0]}, ValueError, r"at least one image.*\(0, 6, 5, 2\)"),
     "a list": ({"images": [[1.0]]}, TypeError, "images must be an array; got list"),
     "float labels": ({"labels": np.zeros(4)}, TypeError, "labels must be an array of integers; got float64"),
@@ -49,6 +49,11 @@ BAD_INPUT = {
     "label too large": ({"labels": np.array([0, 1, 2, 4])}, ValueError, r"labels must lie in \[0, 4\).*\[0, 4\]"),
     "label negative": ({"labels": np.array([0, 1, 2, -1])}, ValueError, r"labels must lie in \[0, 4\)"),
     "target too large": ({"labels": Targeted(np.full(4, 9))}, ValueError, r"targets must lie in \[0, 4\)"),
+    "own target": (
+        {"labels": Targeted(np.array([1, 0, 2, 3]), np.array([1, 1, 2, 0]))},
+        ValueError,
+        "targets must be other classes than the labels; got 2 of 4 images",
+    ),
     "probabilities": (
         function(lambda x: jax.nn.softmax(x.reshape(len(x), -1)[:, :3])),
         ValueError,
@@ -112,7 +117,7 @@ def test_an_nchw_model_is_told_so():
         return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=dims).mean((2, 3))
 
     images = np.full((4, 8, 8, 3), 0.5, np.float32)
-    with pytest.raises(ValueError, match=r"NCHW, here \(4, 3, 8, 8\), needs a transpose"):
+    with pytest.raises(ValueError, match=r"it takes \(4, 3, 8, 8\), and a model that wants NCHW needs a transpose"):
         run(network=Classifier.from_function(wants_channels_first), images=images)
 
 
@@ -202,3 +207,101 @@ def test_trajectory_starts_at_the_start_and_rises():
     clean = -jax.nn.log_softmax(network(images))[np.arange(4), labels]
     np.testing.assert_allclose(losses[0], clean, rtol=1e-4, atol=1e-6)
     assert losses[-1, :3].mean() > losses[0, :3].mean()
+
+
+def test_a_loop_ends_when_all_is_done_and_finds_the_same(monkeypatch):
+    """A fraction of the asks, and bit-equal results; also under a map, and inside of what is differentiated."""
+    asked = []
+
+    def counting(params, images):
+        jax.debug.callback(lambda: asked.append(1))
+        return tiny.dense_net(params, images)
+
+    network, images, labels = good()
+    images, goal, keys = jnp.asarray(images), Misclassified(jnp.asarray(labels)), attacks.example_keys(KEY, range(4))
+    made = attacks.deepfool(sets.L2(10.0), steps=50)
+    results, counts = [], []
+    for may_end in (engine._may_end, lambda attack, stop: False):
+        monkeypatch.setattr(engine, "_may_end", may_end)
+        asked.clear()
+        model = Classifier(counting, network.params)
+        search = jax.jit(
+            lambda images, model=model: engine.search(made, model, images, goal, keys, stop="clean", unroll=False)
+        )
+        results.append(jax.block_until_ready(search(images)))
+        jax.effects_barrier()
+        counts.append(len(asked))
+    for left, right in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert counts[1] >= made.asks > 2 * counts[0]
+    monkeypatch.undo()
+
+    @jax.jit
+    @jax.value_and_grad
+    def outer(params):
+        last = engine.last_iterate(made, Classifier(tiny.dense_net, params), images, goal, keys)
+        return tiny.dense_net(params, last).sum()
+
+    value, gradient = outer(network.params)
+    assert np.isfinite(value)
+    assert any(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.slow
+def test_the_host_s_loop_ends_too():
+    network, images, labels = good()
+    images, goal, keys = jnp.asarray(images), Misclassified(jnp.asarray(labels)), attacks.example_keys(KEY, range(4))
+    made = attacks.deepfool(sets.L2(10.0), steps=50)
+    stepped = engine._stepped(made, network, images, goal, keys, stop="clean")
+    looped = engine._search(made, network, images, goal, keys, stop="clean", unroll=False)
+    for left, right in zip(jax.tree.leaves(stepped), jax.tree.leaves(looped), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        attacks.square(sets.Linf(0.1), queries=3),
+        pytest.param(attacks.hop_skip_jump(sets.L2(5.0), queries=20, chunk=1), marks=pytest.mark.slow),
+    ],
+    ids=["scores", "decisions"],
+)
+def test_what_uses_no_gradients_does_not_differentiate(made):
+    """A model that calls the host has no gradient; in `attacks.run` and in the lanes."""
+    weights = np.asarray(tiny.linear_classifier(np.random.default_rng(0)).params[0])
+
+    def calls_the_host(images):
+        def answer(images):
+            return np.asarray(images).reshape(len(images), -1) @ weights
+
+        shape = jax.ShapeDtypeStruct((len(images), weights.shape[1]), images.dtype)
+        return jax.pure_callback(answer, shape, images, vmap_method="sequential")
+
+    network = Classifier.from_function(calls_the_host)
+    images, labels = tiny.images_and_labels(network, 3)
+    found = attacks.run(made, network, images, labels, key=KEY)
+    lanes = evaluate.run_lanes(
+        made, network, images, labels, key=KEY, early_stop=False, devices=jax.local_devices()[:1]
+    )
+    np.testing.assert_allclose(lanes.result.images, found.images, atol=1e-5)
+    assert found.success[-1]
+
+
+@pytest.mark.slow
+def test_an_ask_is_as_wide_as_what_is_meant():
+    """The points that the machine looks at are those of the attacks, not the widest attack's at every ask."""
+    asked = []
+
+    def counting(params, images):
+        jax.debug.callback(lambda n: asked.append(int(n)), len(images))
+        return tiny.dense_net(params, images)
+
+    network, images, labels = good()
+    ball = sets.Linf(1e-4)
+    made = attacks.worst_of(attacks.pgd(ball, steps=12), attacks.worst_of_k(ball, samples=20, chunk=10))
+    found = attacks.run(made, Classifier(counting, network.params), images, labels, key=KEY, check=False)
+    jax.block_until_ready(found)
+    jax.effects_barrier()
+    # the clean and the confirming pass; 13 asks of one point, 2 of ten
+    assert sum(asked) == 4 * (2 + 13 + 20)
+    np.testing.assert_array_equal(found.forwards[:-1], 1 + 13 + 20)

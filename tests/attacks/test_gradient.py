@@ -168,7 +168,7 @@ def test_early_stop_keeps_the_first_success():
 def test_paper_defaults():
     assert attacks.bim(sets.Linf(8 / 255)).steps == 10  # min(8 + 4, 10)
     assert attacks.bim(sets.Linf(32 / 255)).steps == 36  # min(32 + 4, 40)
-    assert float(attacks.bim(sets.Linf(8 / 255)).step_size) == pytest.approx(1 / 255)
+    assert float(attacks.bim(sets.Linf(8 / 255)).relative_step_size) * 8 == pytest.approx(1)
     assert float(attacks.rs_fgsm(sets.Linf(0.1)).relative_step_size) == 1.25
     assert float(attacks.r_fgsm(sets.Linf(0.1)).start_size) == 0.5
     momentum = attacks.mi_fgsm(sets.Linf(16 / 255))

@@ -56,7 +56,7 @@ def test_wrappers_see_what_they_wrap():
     ball = sets.L2(1.0)
     labels, scores = attacks.boundary(ball), attacks.square(ball)
     assert attacks.minimal(scores).knowledge == attacks.eot(scores).knowledge == "scores"
-    assert attacks.eot(labels).knowledge == "decisions"
+    assert attacks.minimal(labels).knowledge == "decisions"
     assert attacks.worst_of(labels, scores).knowledge == "scores"
     assert attacks.worst_of(labels, attacks.pgd(ball)).knowledge == "gradients"
 

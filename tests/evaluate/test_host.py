@@ -15,6 +15,7 @@ from jaxrobust.attacks.estimators import nes
 from jaxrobust.attacks.hop_skip_jump import hop_skip_jump
 from jaxrobust.attacks.square import square
 from jaxrobust.evaluate import HostModel
+from jaxrobust.evaluate._saved import POINTS
 from jaxrobust.types import AttackResult
 from tests import tiny
 from tests.evaluate.models import ONE_DEVICE, assert_equal_results
@@ -63,7 +64,8 @@ def test_only_points_that_are_meant_are_sent():
     attack = nes(sets.Linf(0.1), steps=2, samples=4, chunk=3)
     service = Service(network)
     found = evaluate.run_lanes(attack, HostModel(service, tiny.CLASSES), images, labels, key=KEY, lanes=4).result
-    assert sum(service.sent) == len(images) + (found.forwards - 1).sum() + found.success.sum()
+    # and half of the clean images once more
+    assert sum(service.sent) == len(images) + 4 + (found.forwards - 1).sum() + found.success.sum()
     assert min(service.sent) > 0
 
 
@@ -115,7 +117,8 @@ def test_a_pipeline_is_attacked_and_confirms_it(pipeline, tmp_path):
     np.testing.assert_allclose(curve[0], (fitted.predict(images.reshape(-1, 64)) == labels).mean())
     np.testing.assert_allclose(curve[-1], outcome.robust.mean())
     assert curve[-1] < curve[0]
-    # started again it goes on from what is saved: only the clean images, and the claims, are sent
+    # started again it goes on from what is saved: only the clean images, eight of them twice, the probe and the claims
+    # are sent
     service.sent.clear()
     again = evaluate.run_lanes(
         square(ball, queries=200),
@@ -140,7 +143,7 @@ def test_a_pipeline_is_attacked_and_confirms_it(pipeline, tmp_path):
         save=tmp_path / "again.npz",
     ).result
     np.testing.assert_array_equal(resumed.images, again.images)
-    assert sum(service.sent) == len(images) + again.success.sum() < sent
+    assert sum(service.sent) == len(images) + 8 + POINTS + again.success.sum() < sent
 
 
 def test_curves_count_queries_until_success():
@@ -182,3 +185,40 @@ def test_wrong_answers_are_refused(function, error, says):
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match="classes must be >= 2; got 1"):
         HostModel(network, 1)
+
+
+def in_place(images):
+    """`network`, by a function that works in what it is given."""
+    images *= 2
+    images -= images.mean()
+    images.sort(0)
+    return np.zeros((len(images), tiny.CLASSES))
+
+
+def test_what_a_function_does_to_its_images_stays_with_it():
+    images, labels = data(5)
+    kept = images.copy()
+
+    def careless(given):
+        answers = network(given)
+        in_place(given)
+        return answers
+
+    attack = square(sets.Linf(0.1), queries=5)
+    options = {"key": KEY, "lanes": 4, "devices": ONE_DEVICE}
+    found = evaluate.run_lanes(attack, HostModel(careless, tiny.CLASSES), images, labels, **options).result
+    assert_equal_results(
+        found, evaluate.run_lanes(attack, HostModel(network, tiny.CLASSES), images, labels, **options).result
+    )
+    np.testing.assert_array_equal(images, kept)
+
+
+@pytest.mark.parametrize("lanes", [1, 4, 128])
+def test_a_function_that_mixes_its_images_is_refused(lanes):
+    images, labels = data(9)
+    mixing = HostModel(lambda x: network(x - x.mean(0)), tiny.CLASSES)
+    options = {"key": KEY, "devices": ONE_DEVICE, "lanes": lanes}
+    with pytest.raises(ValueError, match="the model must treat every image alone; got other logits"):
+        evaluate.run_lanes(square(sets.Linf(0.1), queries=5), mixing, images, labels, **options)
+    with pytest.raises(ValueError, match="the model must treat every image alone; got other logits"):
+        evaluate.robustness(mixing, (images, labels), square(sets.Linf(0.1), queries=5), progress=False, **options)

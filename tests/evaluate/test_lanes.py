@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust import attacks, sets
-from jaxrobust.evaluate import LaneCounts, lanes, predict, run_lanes
+from jaxrobust import _checks, attacks, sets
+from jaxrobust.evaluate import LaneCounts, lanes, predict, robustness, run_lanes
+from jaxrobust.evaluate._programs import fitting
 from jaxrobust.types import Classifier, Code, Misclassified, Targeted
-from tests.evaluate.models import ONE_DEVICE, Counting, NanWhere, assert_equal_results, classifier, examples
+from tests import tiny
+from tests.evaluate.models import ONE_DEVICE, Counting, NanWhere, assert_equal_results, classifier, examples, network
 from tests.tiny import CLASSES, SHAPE, conv_classifier, images_and_labels
 
 COUNT = 21
@@ -59,7 +61,8 @@ LINF = [name for name, entry in attacks.REGISTRY.items() if entry.on == "linf"]
 )
 def test_equals_run_for_every_attack(name, early_stop, model, data, key):
     images, labels, indices = data
-    attack = attacks.REGISTRY[name](sets.Linf(0.03))
+    entry = attacks.REGISTRY[name]
+    attack, model = entry(sets.Linf(0.03)), entry.model(model)
     options = {"key": key, "indices": indices, "early_stop": early_stop}
     found = run_lanes(attack, model, images, labels, lanes=8, **options)
     assert_equal_results(found.result, attacks.run(attack, model, images, labels, **options))
@@ -89,8 +92,7 @@ def test_equals_run_for_every_width(width, early_stop, model, data, reference, k
     found = run_lanes(PGD, model, images, labels, **options)
     assert_equal_results(found.result, reference(early_stop))
     assert found.counts.executed >= found.counts.needed > 0
-    # no more lanes than there are examples, rounded up to eighths of those asked for
-    assert found.counts.executed % min(width, -(-COUNT // max(width // 8, 1)) * max(width // 8, 1)) == 0
+    assert found.counts.executed % fitting(COUNT, width, restarts=PGD.restarts) == 0
     assert found.counts.needed == (found.result.forwards - 1).sum()
     if width == 1:
         assert found.counts.executed == found.counts.needed
@@ -316,6 +318,21 @@ def test_what_annotations_exclude_is_refused_without_their_checker_too(changes, 
         lanes.check(model=model, images=data[0], labels=data[1], **(good | changes))
 
 
+def normalised_by_the_batch(params, images):
+    """As BatchNorm in training mode."""
+    hidden = images.reshape(len(images), -1) @ params["in"]
+    return jnp.tanh((hidden - hidden.mean(0, keepdims=True)) / (hidden.std(0, keepdims=True) + 1e-5)) @ params["out"]
+
+
+def less_the_mean_image(params, images):
+    return network(params, images - images.mean(0, keepdims=True))
+
+
+def noisy_by_place(params, images):
+    """As dropout with a fixed key: the same again for the same batch."""
+    return network(params, jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, images.shape), images, 0))
+
+
 @pytest.mark.parametrize(
     ("apply", "error", "message"),
     [
@@ -324,6 +341,9 @@ def test_what_annotations_exclude_is_refused_without_their_checker_too(changes, 
         (lambda params, images: images.mean((1, 2, 3)) @ params["in"], ValueError, "the model failed on images"),
         (lambda params, images: jax.nn.softmax(classifier()(images)), ValueError, "look like probabilities"),
         (lambda params, images: jnp.full((len(images), 4), jnp.nan), ValueError, "must return finite logits"),
+        (normalised_by_the_batch, ValueError, "must treat every image alone; got other logits.*use_running_average"),
+        (less_the_mean_image, ValueError, "must treat every image alone"),
+        (noisy_by_place, ValueError, "must treat every image alone"),
     ],
 )
 def test_bad_models_are_refused(apply, error, message, data, key):
@@ -351,3 +371,83 @@ def test_counts_are_of_the_whole_run(model, data, key):
     counts = run_lanes(PGD, model, *data[:2], key=key, lanes=8, devices=ONE_DEVICE).counts
     assert isinstance(counts, LaneCounts)
     assert 0 < counts.seconds < 60
+
+
+def executed(count, most, split=1, restarts=1):
+    """Lane-steps of one ask by lanes of a fitting number, each refilled as soon as it is free, and that number."""
+    width, waiting, total = fitting(count, most, split, restarts), [restarts] * count, 0
+    while waiting:
+        turn, waiting = waiting[:width], waiting[width:]
+        waiting += [left - 1 for left in turn if left > 1]
+        total += width
+    return total, width
+
+
+@pytest.mark.parametrize(("most", "restarts"), [(128, 1), (128, 2), (128, 5), (100, 1), (7, 1), (5, 3), (1, 2)])
+def test_at_most_a_quarter_is_padding_for_every_number_of_examples(most, restarts):
+    sizes = set()
+    for count in range(1, 700):
+        total, width = executed(count, most, restarts=restarts)
+        assert total <= 1.25 * count * restarts, count
+        assert width <= min(most, max(2 * count, 1))
+        sizes.add(width)
+    assert len(sizes) <= 24  # each is a program
+    # on several devices a size is a multiple, and few images still make one turn
+    assert fitting(5, 128, 4) == 8
+    assert fitting(1000, 126, 4) == 128
+
+
+FEW = [1, 2, 9]
+MANY = [3, 5, 17, 33, 65, 100, 127, 128, 129, 130, 150, 200, 257]
+
+
+@pytest.mark.parametrize("count", FEW + [pytest.param(count, marks=pytest.mark.slow) for count in MANY])
+def test_few_images_cost_what_they_need(count, model, key, monkeypatch):
+    """Of all that goes through the model, clean, at the door and to confirm included."""
+    seen, forward = [], _checks.forward
+
+    class Spy:
+        def __call__(self, model, images):
+            seen.append(len(images))
+            return forward(model, images)
+
+        def __getattr__(self, name):
+            return getattr(forward, name)
+
+    monkeypatch.setattr(_checks, "forward", Spy())
+    images, _ = images_and_labels(model, count)
+    labels = np.asarray(predict(model, images)).argmax(-1)
+    seen.clear()
+    attack = attacks.square(sets.Linf(0.0005), queries=5)
+    found = robustness(model, (images, labels), {"a": attack}, key=key, devices=ONE_DEVICE, progress=False)
+    counts = found.outcomes["a"].counts
+    assert counts.executed <= 1.25 * counts.needed
+    # the model is run at the door on eight images at most, twice or three times; and once more on what is claimed
+    door, claims = 3 * min(count, 8), fitting(count, 128) * (found.union.accuracy < 1)
+    through = sum(seen) + counts.executed
+    assert through <= 1.25 * found.outcomes["a"].forwards.sum() + door + claims
+
+
+@pytest.mark.parametrize("devices", [ONE_DEVICE, pytest.param(None, marks=pytest.mark.slow)], ids=["one", "all"])
+def test_the_last_examples_move_to_fewer_lanes(devices, model, data, reference, key, monkeypatch):
+    images, labels, indices = data
+    options = {"key": key, "indices": indices, "lanes": 32, "devices": devices}
+    wide = run_lanes(PGD, model, images, labels, **options)
+    monkeypatch.setattr(lanes, "NARROWER", {"cpu": 0.0})
+    narrow = run_lanes(PGD, model, images, labels, **options)
+    assert_equal_results(narrow.result, reference(True))
+    assert narrow.counts.needed == wide.counts.needed
+    assert narrow.counts.executed < 0.7 * wide.counts.executed
+    # by a price, and never by the clock, so that the same run always takes the same programs
+    monkeypatch.setattr(lanes, "NARROWER", {"cpu": np.inf})
+    assert run_lanes(PGD, model, images, labels, **options).counts.executed == wide.counts.executed
+
+
+@pytest.mark.parametrize("make", [tiny.dense_classifier, tiny.conv_classifier])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_models_that_treat_every_image_alone_pass_the_door(make, count):
+    made = make()
+    images, _ = images_and_labels(made, count)
+    _checks.model_values(made, images)
+    half = Classifier(lambda params, x: made.apply(params, x.astype(jnp.bfloat16).astype(x.dtype)), made.params)
+    _checks.model_values(half, images)

@@ -1,9 +1,11 @@
 """An evaluation that is killed, and started again, ends with equal numbers and without doing its work twice."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 
 from jaxrobust import _store, attacks, sets
-from jaxrobust.evaluate import lanes, robustness, run_lanes
-from jaxrobust.types import Classifier
+from jaxrobust.evaluate import HostModel, lanes, robustness, run_lanes
+from jaxrobust.evaluate._saved import POINTS
+from jaxrobust.types import Classifier, TopK
 from tests.evaluate.models import ONE_DEVICE, assert_equal_results, classifier, examples, network
 
 PGD = attacks.pgd(sets.Linf(0.1), steps=4, restarts=2)
@@ -108,10 +111,23 @@ def other_function(params, images):
 
 
 @pytest.mark.parametrize(
-    "change",
-    ["attack", "radius", "early_stop", "key", "images", "labels", "indices", "parameters", "function"],
+    ("change", "named"),
+    [
+        ("attack", "attack"),
+        ("radius", "attack"),
+        ("early_stop", "stop rule"),
+        ("key", "key"),
+        ("images", "images"),
+        ("fewer", "images, labels or criterion, indices"),
+        ("labels", "labels or criterion"),
+        ("criterion", "labels or criterion"),
+        ("indices", "indices"),
+        ("parameters", "parameters"),
+        ("function", "model function"),
+        ("run_id", "run_id, model function"),
+    ],
 )
-def test_the_save_file_of_another_run_is_refused_and_left_alone(change, interrupted, data):
+def test_the_save_file_of_another_run_is_refused_and_left_alone(change, named, interrupted, data):
     path = interrupted(5)
     before = path.read_bytes()
     (images, labels), attack, model, options = data, PGD, classifier(), {**OPTIONS, "save": path}
@@ -126,15 +142,22 @@ def test_the_save_file_of_another_run_is_refused_and_left_alone(change, interrup
             options["key"] = jax.random.key(1)
         case "images":
             images = images * np.float32(0.999)
+        case "fewer":
+            images, labels = images[:9], labels[:9]
         case "labels":
             labels = np.roll(labels, 1)
+        case "criterion":
+            labels = TopK(labels, 1)
+        case "run_id":
+            options["run_id"] = "mine"
         case "indices":
             options["indices"] = np.arange(21) + 1
         case "parameters":
             model = Classifier(network, jax.tree.map(lambda leaf: leaf * 1.001, model.params))
         case "function":
             model = Classifier(other_function, model.params)
-    with pytest.raises(ValueError, match=r"save must name a file of this very run; .*save.npz was written by another"):
+    message = rf"this very run; .*save.npz was written by a run that differs in: {named}. Name another file"
+    with pytest.raises(ValueError, match=message):
         run_lanes(attack, model, images, labels, **options)
     assert path.read_bytes() == before
 
@@ -155,6 +178,179 @@ def test_an_archive_of_something_else_is_refused(data, tmp_path):
     _store.write_arrays(path, clean=np.zeros(3))
     with pytest.raises(ValueError, match="save must name a file of this very run"):
         run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+
+
+DAMAGES = {
+    "a part is missing": (lambda stored: stored.pop("best_size"), r"must be a whole .npz.*best_size must be"),
+    "a part of another shape": (lambda stored: stored.update(runs_done=np.zeros(3, np.int32)), r"runs_done must be"),
+    "a part of another type": (lambda stored: stored.update(best_loss=np.zeros(21, int)), r"best_loss must be"),
+    "no such example": (lambda stored: stored["lane_example"].fill(99), r"lane_example must lie in \[-1, 21\)"),
+    "a lane of another shape": (lambda stored: stored.update(lane_0=np.zeros(3)), r"lane_0 must have shape"),
+    "no probe": (lambda stored: stored.pop("probe_gradients"), r"probe_gradients must have shape"),
+    "another version": (lambda stored: other_version(stored), r"by a run that differs in: version\."),
+    "an older version": (lambda stored: stored.pop("identity"), r"differs in: version \(or it is no save file"),
+}
+
+
+def other_version(stored):
+    stored["identity"] = json.dumps(json.loads(str(stored["identity"])) | {"version": "0.0.1"})
+
+
+def test_damage_within_an_archive_is_named(interrupted, data):
+    path = interrupted(5)
+    stored = _store.read_arrays(path)
+    for damage, message in DAMAGES.values():
+        damaged = {name: values.copy() for name, values in stored.items()}
+        damage(damaged)
+        _store.write_arrays(path, **damaged)
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match=message):
+            run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+        assert path.read_bytes() == before
+
+
+class Service:
+    """A model behind a network: all of its code is the call."""
+
+    def __init__(self, fails_after=np.inf, failure=ConnectionError, factor=1.0, labels=False):
+        self.sent, self.fails_after, self.failure = 0, fails_after, failure
+        self.factor, self.labels, self.lock = factor, labels, threading.Lock()
+
+    def __call__(self, images):
+        self.sent += len(images)
+        if self.sent > self.fails_after:
+            if self.failure is KeyboardInterrupt:
+                signal.raise_signal(signal.SIGINT)
+            raise self.failure("gone")
+        with jax.numpy_dtype_promotion("standard"):
+            scores = self.factor * np.asarray(network(classifier().params, images))
+        return scores.argmax(-1) if self.labels else scores
+
+
+def attacked(service, data, path=None, run_id="the service"):
+    attack = attacks.square(sets.Linf(0.05), queries=30)
+    options = OPTIONS | {"lanes": 4, "early_stop": True, "save": path, "run_id": run_id}
+    return run_lanes(attack, HostModel(service, 4), *data, **options).result
+
+
+@pytest.mark.parametrize("failure", [ConnectionError, KeyboardInterrupt])
+def test_queries_of_a_model_that_fails_are_not_lost(failure, data, tmp_path):
+    whole = Service()
+    expected = attacked(whole, data)
+    path = tmp_path / "a.npz"
+    first, second = Service(0.9 * whole.sent, failure), Service()
+    with pytest.raises(failure):
+        attacked(first, data, path)
+    assert_equal_results(attacked(second, data, path), expected)
+    # twice: the clean images, what is asked to see that it is the same model, and the call that failed
+    assert first.sent + second.sent <= whole.sent + len(data[0]) + 8 + 2 * POINTS + 4
+
+
+def test_a_model_that_cannot_be_read_wants_a_run_id(data, tmp_path):
+    with pytest.raises(ValueError, match=r"^model\.function\[0\]\.lock must be .*Pass run_id="):
+        attacked(Service(), data, tmp_path / "a.npz", run_id=None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "named"),
+    [
+        ({}, {"factor": 0.5}, "logits"),
+        ({"factor": 1e-5}, {"factor": -1e-5}, "logits"),
+        ({"labels": True}, {"labels": True, "factor": -1.0}, "logits"),
+    ],
+)
+def test_a_service_that_changed_behind_its_name_is_refused(first, second, named, data, tmp_path):
+    attacked(Service(**first), data, tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=f"differs in: the model's {named}, though not in its code"):
+        attacked(Service(**second), data, tmp_path / "a.npz")
+
+
+def test_a_service_of_equal_clean_answers_is_asked_more(data, tmp_path):
+    """Of clean images both say the same, in between not."""
+    images = data[0]
+
+    def elsewhere(asked):
+        known = (asked[:, None] == images[None]).all((2, 3, 4)).any(1)
+        scores = np.asarray(network(classifier().params, asked))
+        return np.where(known[:, None], scores, -scores)
+
+    attacked(Service(), data, tmp_path / "a.npz")
+    service = Service()
+    service.__class__ = type("Service", (), {"__call__": lambda self, x: elsewhere(x), "__module__": __name__})
+    with pytest.raises(ValueError, match="differs in: the model's answers, though not in its code"):
+        attacked(service, data, tmp_path / "a.npz")
+
+
+def scaled_gradient(scale):
+    """The same logits, with gradients of their own."""
+    apply = jax.custom_vjp(network)
+    forward = lambda params, images: jax.vjp(network, params, images)  # noqa: E731
+    apply.defvjp(forward, lambda pull, given: jax.tree.map(lambda leaf: scale * leaf, pull(given)))
+    return Classifier(apply, classifier().params)
+
+
+@pytest.mark.parametrize("run_id", [None, "mine"])
+def test_gradients_count(run_id, data, tmp_path):
+    options = OPTIONS | {"save": tmp_path / "a.npz", "run_id": run_id}
+    run_lanes(PGD, scaled_gradient(0.0), *data, **options)
+    run_lanes(PGD, scaled_gradient(0.0), *data, **options)
+    named = "model function" if run_id is None else "the model's gradients, though not in its code"
+    with pytest.raises(ValueError, match=f"differs in: {named}"):
+        run_lanes(PGD, scaled_gradient(1.0), *data, **options)
+
+
+@pytest.mark.parametrize("booking", [1, 4])
+def test_ctrl_c_in_the_middle_of_booking(booking, data, undisturbed, tmp_path, monkeypatch):
+    """What belongs together is booked together."""
+    path, left = tmp_path / "a.npz", [booking]
+
+    def write(best, rows, new):
+        for name, values in new.items():
+            best[name][rows] = values
+            left[0] -= name == "success"
+            if left[0] == 0 and name == "success":
+                signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        job = lanes._Run.round
+        patch.setattr(lanes._Run, "round", lambda self: (patch.setattr(lanes, "_write", write), job(self)))
+        with pytest.raises(KeyboardInterrupt):
+            run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+    resumed = run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+    assert_equal_results(resumed.result, undisturbed.result)
+    assert resumed.counts.needed == undisturbed.counts.needed
+
+
+def test_a_step_that_fails_takes_only_its_lanes_along(data, undisturbed, tmp_path, monkeypatch):
+    path, played, left = tmp_path / "a.npz", lanes._Run.round, [17]
+
+    def round_(self):
+        left[0] -= 1
+        if left[0] == 0:
+            for leaf in jax.tree.leaves(self.states):
+                leaf.delete()
+            raise RuntimeError("out of memory")
+        played(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lanes._Run, "round", round_)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+    assert (_store.read_arrays(path)["runs_done"] == 2).sum() > 4
+    resumed = run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+    assert_equal_results(resumed.result, undisturbed.result)
+    assert resumed.counts.executed <= undisturbed.counts.executed + 8 * PGD.asks
+
+
+def test_a_disk_that_is_full_does_not_hide_the_error(data, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(_store, "write_arrays", fails)
+    with pytest.raises(ConnectionError, match="gone") as caught:
+        attacked(Service(200), data, tmp_path / "a.npz")
+    assert "could not be saved" in caught.value.__notes__[0]
 
 
 def test_a_folder_is_refused(data, tmp_path):
@@ -231,5 +427,5 @@ def test_two_models_cannot_share_a_folder(tmp_path, data):
     attack = attacks.mi_fgsm(sets.Linf(0.02), steps=5)
     options = {"key": jax.random.key(4), "lanes": 8, "devices": ONE_DEVICE, "save_dir": tmp_path, "progress": False}
     robustness(classifier(), data, attack, **options)
-    with pytest.raises(ValueError, match=r"pgd-linf.npz was written by another attack, model"):
+    with pytest.raises(ValueError, match=r"pgd-linf.npz was written by a run that differs in: parameters\."):
         robustness(classifier(1), data, attack, **options)

@@ -1,7 +1,10 @@
 """Robust accuracy: what becomes of each example, in the worst case, and against radius."""
 
 import dataclasses
+import gc
 import inspect
+import tracemalloc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +12,19 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.evaluate import AttackOutcome, Evaluation, LaneCounts, Proportion, curve, robustness, unseen_mean
+from jaxrobust.evaluate import (
+    AttackOutcome,
+    Evaluation,
+    LaneCounts,
+    Proportion,
+    curve,
+    robustness,
+    run_lanes,
+    unseen_mean,
+)
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST
 from jaxrobust.evaluate.robustness import _named
-from jaxrobust.types import Classifier, Code
+from jaxrobust.types import Classifier, Code, pytree
 from tests.evaluate.models import ONE_DEVICE, Counting, NanWhere, classifier, examples
 from tests.tiny import SHAPE, linear
 
@@ -188,7 +200,7 @@ def test_nobody_is_left(data):
     np.testing.assert_array_equal(first.outcome, second.outcome)
     assert not second.forwards.any()
     assert second.counts == LaneCounts(0, 0, 0.0)
-    assert "0.0 [0.0, " in str(found)
+    assert "0.0 [ 0.0, " in str(found)
     wrong = robustness(classifier(), (images, (labels + 1) % 4), STRONG, key=jax.random.key(0), only_survivors=True)
     assert not (wrong.outcomes["pgd-linf"].outcome == ROBUST)[: len(labels) - 5].any()
 
@@ -263,6 +275,8 @@ def test_the_table_is_readable(report):
     assert [line.split()[0] for line in lines[1:]] == ["clean", "weak", "strong", "worst"]
     brackets = {line.index("[") for line in lines[1:]}
     assert len(brackets) == 1
+    extremes = str(evaluation({"all": outcome([0, 0, 0]), "none": outcome([1, 1, 1])})).splitlines()[1:]
+    assert len({tuple(line.index(mark) for mark in "[,]") for line in extremes}) == 1
     assert f"{100 * report.clean.accuracy:.1f} [" in lines[1]
     assert "gradient ascent in Linf(0.01), 5 steps, cross-entropy, " in lines[2]
     assert max(map(len, lines)) < 120
@@ -280,6 +294,9 @@ BAD = {
     "two of a kind": ({"attacks": [WEAK, STRONG]}, ValueError, "attacks of one kind need names.*'pgd-linf' again"),
     "an empty name": ({"attacks": {"": WEAK}}, ValueError, "attacks must have names that can name a file; got ''"),
     "a name that is a path": ({"attacks": {"../up": WEAK}}, ValueError, "can name a file; got '../up'"),
+    "a name of two lines": ({"attacks": {"a\nb": WEAK}}, ValueError, r"can name a file; got 'a\\nb'"),
+    "a long name": ({"attacks": {"é" * 101: WEAK}}, ValueError, "names of at most 200 bytes; got 202"),
+    "a name of the run's": ({"attacks": {"pictures": WEAK}}, ValueError, "must not be named as a run's own files"),
     "one array": ({"data": np.zeros((2, *SHAPE), np.float32)}, TypeError, "data must be a pair.*ndarray"),
     "three arrays": ({"data": ([], [], [])}, TypeError, "data must be a pair of images and labels; got tuple"),
     "an image alone": ({"data": (np.zeros(SHAPE, np.float32), np.zeros(1, int))}, ValueError, r"images\[None\]"),
@@ -442,3 +459,80 @@ def test_curve_checks_its_data_before_compute():
     with pytest.raises(ValueError, match=r"images\[None\]"):
         curve(classifier(apply=counting), (np.zeros(SHAPE, np.float32), [0]), WEAK, [0.1], key=jax.random.key(0))
     assert counting.runs == 0
+
+
+@pytree("radius")
+class Boundless(sets.Linf):
+    """A user's set that forgets to project."""
+
+    radius: float
+
+    def project(self, x, theta):
+        return jnp.clip(x + theta, 0, 1) - x
+
+
+@pytest.mark.parametrize("early_stop", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_what_its_set_does_not_contain_is_no_success(early_stop, data):
+    images, labels = (values[:20] for values in data)
+    attack = attacks.bim(Boundless(0.01), steps=5, step_size=0.1)
+    options = {"key": jax.random.key(0), "early_stop": early_stop}
+    found = attacks.run(attack, classifier(), images, labels, **options)
+    in_lanes = run_lanes(attack, classifier(), images, labels, lanes=8, devices=ONE_DEVICE, **options).result
+    for result in (found, in_lanes):
+        far = np.asarray(result.size) > 0.05
+        assert far.sum() > 5
+        assert not np.asarray(result.success)[far].any()
+        outside = np.asarray(result.code) == Code.OUTSIDE
+        np.testing.assert_array_equal(outside, far)
+    report = robustness(classifier(), (images, labels), attack, **options, **OPTIONS)
+    assert f"; {outside.sum()} successes outside of the set" in str(report)
+    assert report.outcomes["pgd-boundless"].summary()["outside"] == outside.sum()
+
+
+@pytest.mark.parametrize("of_an_object", [False, True])
+def test_a_model_is_let_go_with_the_weights_it_closes_over(of_an_object, data):
+    class Network:
+        def __init__(self, weights):
+            self.weights = weights
+
+        def __call__(self, images):
+            return images.reshape(len(images), -1) @ self.weights
+
+        logits = __call__
+
+    def made():
+        weights = jnp.asarray(np.random.default_rng(0).normal(size=(int(np.prod(SHAPE)), 4)), jnp.float32)
+        function = Network(weights).logits if of_an_object else lambda x: x.reshape(len(x), -1) @ weights
+        return Classifier.from_function(function), weakref.ref(weights)
+
+    model, weights = made()
+    images = data[0][:4]
+    labels = np.asarray(model(images)).argmax(-1)
+    attack = attacks.bim(sets.Linf(0.01), steps=2)
+    robustness(model, (images, labels), attack, key=jax.random.key(0), **OPTIONS)
+    attacks.run(attack, model, images, labels, key=jax.random.key(0))
+    assert weights() is not None
+    del model
+    gc.collect()
+    assert weights() is None
+
+
+@pytest.mark.slow
+def test_memory_is_the_data_and_one_array_of_images_an_attack():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(160, 64, 64, 3)).astype(np.float32)
+    model = Classifier(linear, (jnp.asarray(rng.normal(size=(64 * 64 * 3, 4)), jnp.float32) / 30, jnp.zeros(4)))
+    labels = np.asarray(model(images)).argmax(-1)
+    attack = attacks.fgsm(sets.Linf(1e-4))
+    options = {"key": jax.random.key(0), **OPTIONS, "lanes": 16}
+    robustness(model, (images, labels), attack, **options)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        found = robustness(model, (images, labels), {"one": attack, "two": attack}, **options)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.images is images
+    assert kept < 2.1 * images.nbytes
+    assert peak < 2.3 * images.nbytes

@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
 
-from jaxrobust import __version__, attacks, report, sets
+from jaxrobust import __version__, _store, attacks, report, sets
 from jaxrobust._store import versions
-from jaxrobust.evaluate import curves, robustness, save_run, trajectories
+from jaxrobust.evaluate import curves, is_finished, robustness, save_run, trajectories
 from tests.evaluate.models import ONE_DEVICE, NanWhere, classifier, examples
 
 ATTACKS = {"linf": attacks.bim(sets.Linf(0.02), steps=5), "l2": attacks.fgsm(sets.L2(0.1))}
@@ -129,15 +130,61 @@ def test_the_pictures_are_the_points_and_their_predictions(saved, evaluations, d
     np.testing.assert_array_equal(pictures["label"], labels[rows])
     # as many classes as there are come before any comes twice
     assert len(set(pictures["label"][: len(set(labels.tolist()))].tolist())) == len(set(labels.tolist()))
-    for evaluation in evaluations:
-        np.testing.assert_array_equal(pictures[f"{evaluation.name}/prediction"], evaluation.prediction[rows])
-        for name, outcome in evaluation.outcomes.items():
-            shown = pictures[f"{evaluation.name}/{name}/images"]
+    for place, evaluation in enumerate(evaluations):
+        np.testing.assert_array_equal(pictures[report.picture_key("prediction", place)], evaluation.prediction[rows])
+        for number, outcome in enumerate(evaluation.outcomes.values()):
+            shown = pictures[report.picture_key("images", place, attack=number)]
             np.testing.assert_array_equal(shown, outcome.images[rows])
-            prediction = pictures[f"{evaluation.name}/{name}/prediction"]
+            prediction = pictures[report.picture_key("prediction", place, attack=number)]
             np.testing.assert_array_equal(prediction, MODELS[evaluation.name](shown).argmax(-1))
             fooled = outcome.outcome[rows] == 1
             assert (prediction[fooled] != pictures["label"][fooled]).all()
+
+
+def test_predictions_are_kept_from_the_attack(evaluations):
+    """A captioned picture needs no further forward pass."""
+    for evaluation in evaluations[:2]:
+        for outcome in evaluation.outcomes.values():
+            seen = MODELS[evaluation.name](outcome.images).argmax(-1)
+            np.testing.assert_array_equal(outcome.prediction, seen)
+            assert (outcome.prediction != evaluation.prediction).any()
+
+
+def test_an_evaluation_saved_by_itself_says_what_its_pictures_became(evaluations, tmp_path):
+    page = evaluations[0].save(tmp_path).read_text(encoding="utf-8")
+    assert "→" in page
+    assert "→ –" not in page
+
+
+def test_pictures_of_models_whose_names_hold_others_are_kept_apart(evaluations, tmp_path):
+    """Images of "cnn" under "linf", and what "cnn/linf" says without an attack, had one name."""
+    twins = [
+        dataclasses.replace(evaluations[0], name="cnn"),
+        dataclasses.replace(evaluations[1], name="cnn/linf"),
+    ]
+    save_run(tmp_path, twins, title="Twins")
+    run = report.load(tmp_path)
+    rows = [int(np.flatnonzero((twins[0].images == clean).all((1, 2, 3)))[0]) for clean in run.pictures["clean"]]
+    for place, evaluation in enumerate(twins):
+        np.testing.assert_array_equal(run.picture("prediction", place), evaluation.prediction[rows])
+        for name, outcome in evaluation.outcomes.items():
+            np.testing.assert_array_equal(run.picture("images", place, attack=name), outcome.images[rows])
+            np.testing.assert_array_equal(run.picture("prediction", place, attack=name), outcome.prediction[rows])
+
+
+def test_the_legend_explains_every_field(saved):
+    found = results(saved[0])
+    mine = {"settings", "config", "identity", "versions", "notes", "legend"}  # what is in these has names of its own
+    names = {*MODELS, *ATTACKS}
+
+    def fields(value):
+        if isinstance(value, list):
+            return set().union(*map(fields, value))
+        if not isinstance(value, dict):
+            return set()
+        return set(value).union(*(fields(item) for name, item in value.items() if name not in mine))
+
+    assert fields(found) - names - {"legend"} == set(found["legend"])
 
 
 def test_a_finished_run_is_not_overwritten(saved, evaluations):
@@ -153,6 +200,88 @@ def test_a_run_can_be_overwritten_on_demand(evaluations, tmp_path):
     save_run(tmp_path, evaluations[1:2], title="Two", pictures=2, overwrite=True)
     assert results(tmp_path)["title"] == "Two"
     assert results(tmp_path)["models"][0]["name"] == "second"
+
+
+PARTS = ("results.json", "pictures.npz", "report.html")
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_kill_while_overwriting_never_mixes_two_runs(place, evaluations, tmp_path, monkeypatch):
+    """After each thing done to the folder it holds the old run, the new one, or no results."""
+    save_run(tmp_path, evaluations[:1], title="One", pictures=2)
+    old = {name: (tmp_path / name).read_bytes() for name in PARTS}
+    left = [place]
+
+    def killed(real):
+        def act(*arguments, **keywords):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return real(*arguments, **keywords)
+
+        return act
+
+    with monkeypatch.context() as patch:
+        for name in ("remove", "atomically"):
+            patch.setattr(_store, name, killed(getattr(_store, name)))
+        with pytest.raises(KeyboardInterrupt):
+            save_run(tmp_path, evaluations[1:2], title="Two", pictures=1, overwrite=True)
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == old if place == 0 else "results.json" not in found
+    # what was left stands in nobody's way
+    save_run(tmp_path, evaluations[1:2], title="Two", pictures=0, overwrite=True)
+    assert results(tmp_path)["title"] == "Two"
+    assert report.load(tmp_path).results["pictures"] is None
+
+
+def test_the_pictures_of_an_older_run_do_not_stay(evaluations, tmp_path):
+    save_run(tmp_path, evaluations[:1], title="One", pictures=2)
+    save_run(tmp_path, evaluations[1:2], title="Two", pictures=0, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "results.json"]
+
+
+def settings(**changed):
+    usual = {"loss": lambda z, y: z[0], "steps": 5, "radii": (0.02, 0.1), "shade": np.True_}
+    return usual | changed
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"loss": lambda z, y: -z[0]}, "loss"),
+        ({"steps": 6}, "steps"),
+        ({"radii": [0.02, 0.1]}, "radii"),
+        ({"shade": np.False_}, "shade"),
+        ({"more": None}, "more"),
+    ],
+)
+def test_a_finished_run_is_known_by_its_settings(changed, named, evaluations, tmp_path):
+    assert not is_finished(tmp_path, settings())
+    save_run(tmp_path, evaluations[:1], title="One", pictures=0, config=settings())
+    assert is_finished(tmp_path, settings())
+    with pytest.raises(ValueError, match=f"run_dir must be new for new settings; .* with another {named}$"):
+        is_finished(tmp_path, settings(**changed))
+
+
+def test_settings_that_cannot_be_known_again_are_saved_and_then_refused(evaluations, tmp_path):
+    config = settings(lock=threading.Lock())
+    save_run(tmp_path, evaluations[:1], title="One", pictures=0, config=config)
+    with pytest.raises(ValueError, match=r"^config\.lock must be something that can be recognised"):
+        is_finished(tmp_path, config)
+
+
+def test_a_run_of_another_version_is_not_this_one(evaluations, tmp_path):
+    save_run(tmp_path, evaluations[:1], title="One", pictures=0, config=Config())
+    assert is_finished(tmp_path, Config())
+    found = results(tmp_path)
+    found["identity"]["version of jaxrobust"] = "0.0.1"
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"a run with another version of jaxrobust$"):
+        is_finished(tmp_path, Config())
+    del found["identity"]
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"holds a run of another version"):
+        is_finished(tmp_path, Config())
 
 
 def test_an_evaluation_saves_itself(evaluations, tmp_path):

@@ -1,8 +1,13 @@
 """What evaluation writes: whole or not at all, without pickles, recognised again."""
 
 import dataclasses
+import enum
+import functools
 import json
+import os
 import pathlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -114,23 +119,48 @@ def test_descriptions_are_json_and_say_all():
     assert (found["steps"], found["step_size"], found["loss"]) == (3, 0.5, "cross_entropy")
 
 
-def test_fingerprints_tell_runs_apart():
-    key = jax.random.key(0)
-    weights = np.ones((2, 3), np.float32)
-    parts = ["success", {"steps": 3}, [{"w": weights}, key]]
-    same = ["success", {"steps": 3}, [{"w": jnp.ones((2, 3))}, jax.random.key(0)]]
-    others = [
-        ["clean", *parts[1:]],
-        [parts[0], {"steps": 4}, parts[2]],
-        [*parts[:2], [{"w": weights}, jax.random.key(1)]],
-        [*parts[:2], [{"w": weights.T}, key]],
-        [*parts[:2], [{"w": weights.astype(np.int32)}, key]],
-        [*parts[:2], [{"w": weights * np.float32(1 + 1e-6)}, key]],
-        [*parts[:2], [{"v": weights}, key]],
-    ]
-    prints = [_store.fingerprint(*p) for p in (parts, *others)]
-    assert _store.fingerprint(*same) == prints[0]
-    assert len(set(prints)) == len(prints)
+def test_descriptions_tell_apart_what_people_can_tell_apart():
+    values = [
+        np.True_, np.False_, b"a", b"b", 1j, 2j, {1, 2}, {1, 3}, Shade.LIGHT, Shade.DARK,
+        functools.partial(max, 1), functools.partial(max, 2), Settings(1, 2, 3).__eq__, Settings(1, 2, 4).__eq__,
+    ]  # fmt: skip
+    described = [json.dumps(_store.describe(value)) for value in values]
+    assert len(set(described)) == len(values)
+    assert _store.describe({"b", "a", "c"}) == ["a", "b", "c"]
+
+
+class Shade(enum.Enum):
+    LIGHT = 1
+    DARK = 2
+
+
+def test_many_who_write_at_once_leave_one_whole_file(tmp_path):
+    """Threads of one process, which share its number; what each puts down is its own until it is whole."""
+    path, names, together = tmp_path / f"{'long' * 60}.npz", [], threading.Barrier(4)
+
+    def write(number):
+        def contents(partial):
+            names.append(partial.name)
+            partial.write_bytes(bytes([number]) * 1000)
+            together.wait(30)
+            assert partial.read_bytes() == bytes([number]) * 1000
+
+        _store.atomically(path, contents)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert len(set(names)) == 4
+    assert set(path.read_bytes()) < set(range(4))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (done.append(name), real(*args))[1])
+    _store.write_json(tmp_path / "a.json", {})
+    assert done == ["fsync", "replace", "fsync"]
 
 
 @pytest.mark.parametrize(
@@ -154,4 +184,4 @@ def test_lane_leaves_come_back_from_disk(leaf, tmp_path):
     assert back.shape == leaf.shape
     assert back.sharding == leaf.sharding
     np.testing.assert_array_equal(_store.raw(back).astype(np.float64), _store.raw(leaf).astype(np.float64))
-    assert _store.fingerprint([back]) == _store.fingerprint([leaf])
+    assert _store.identity([back]) == _store.identity([leaf])

@@ -79,6 +79,12 @@ BROKEN = {
     "incomplete": (lambda f: rewrite(f, complete=False), ValueError, AGAIN),
     "no pictures": (lambda f: (f / "pictures.npz").unlink(), FileNotFoundError, AGAIN),
     "cut pictures": (lambda f: truncate(f / "pictures.npz"), ValueError, AGAIN),
+    "pictures elsewhere": (
+        lambda f: rewrite(f, pictures="../pictures.npz"),
+        ValueError,
+        "pictures must name a file of the run's own folder, got '../pictures.npz'",
+    ),
+    "pictures by a path": (lambda f: rewrite(f, pictures=str(f / "pictures.npz")), ValueError, "the run's own folder"),
     "bare array": (bare, ValueError, AGAIN),
     "no labels": (drop_array, ValueError, "missing ['label']"),
     "misshapen": (misshape, ValueError, "'standard/pgd-l2/images' must have the shape (8, 8, 8, 1), got (3, 8, 8, 1)"),

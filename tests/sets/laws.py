@@ -116,6 +116,23 @@ def test_projection_is_a_member_and_idempotent(perturbation_set, image, size):
         np.testing.assert_allclose(again, once, atol=3e-6)
 
 
+def test_projection_holds_at_any_scale(perturbation_set, random_image):
+    """From 1e-10 to 1e20 times a step: what is projected is a member, and not nothing."""
+    image, start = random_image, perturbation_set.init(random_image)
+    pulled = call(perturbation_set, "pullback", image, start, jax.random.normal(jax.random.key(1), image.shape))
+    end = call(perturbation_set, "ascend", image, start, pulled, jnp.asarray(float(perturbation_set.radius)))
+    scales = jnp.asarray(np.geomspace(1e-10, 1e20, 40), jnp.float32)
+    along = jax.vmap(lambda scale: jax.tree.map(lambda a, b: a + scale * (b - a), start, end))(scales)
+    near = mapped(perturbation_set, "project", image, along)
+    assert mapped(perturbation_set, "contains", image, near).all()
+    leaves = list(zip(jax.tree.leaves(near), jax.tree.leaves(start), strict=True))
+    assert all(np.isfinite(leaf).all() for leaf, _ in leaves)
+    moved = np.any([(leaf != rest[None]).reshape(40, -1).any(1) for leaf, rest in leaves], 0)
+    additive = not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(start))
+    # elsewhere a step of 1e-8 is rounding
+    assert moved[scales >= (0 if additive else 0.5)].all()
+
+
 def test_projection_keeps_members(perturbation_set, image):
     theta = members(perturbation_set, image)
     kept = mapped(perturbation_set, "project", image, theta)

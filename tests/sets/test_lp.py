@@ -1,5 +1,7 @@
 """The lp balls against general-purpose solvers and closed forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrobust.sets import L1, L2, Linf
+from jaxrobust.sets import L0, L1, L2, GroupL20, GroupL21, Linf, Patch, Union
 from tests.references import lp
 
 SETS = {"linf": Linf, "l2": L2, "l1": L1}
@@ -15,6 +17,11 @@ DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 
 _project = jax.jit(lambda ball, x, theta: ball.project(x, theta))
 _maximise = jax.jit(lambda ball, x, g: ball.maximise(x, g))
+_along = jax.jit(
+    lambda ball, x, thetas: jax.vmap(
+        lambda theta: (ball.size(x, theta), ball.project(x, theta), ball.size(x, ball.project(x, theta)))
+    )(thetas)
+)
 _samples = jax.jit(lambda ball, keys, x: jax.vmap(ball.sample, (0, None))(keys, x))
 
 
@@ -132,6 +139,41 @@ def test_a_tiny_gradient_keeps_its_direction():
     x = jnp.full_like(g, 0.5)
     np.testing.assert_allclose(L2(1.0).ascend(x, jnp.zeros_like(x), g, jnp.asarray(1.0)), [[[0.6], [0.8]]], rtol=1e-5)
     np.testing.assert_allclose(L2(0.1).maximise(x, g), [[[0.06], [0.08]]], rtol=1e-5)
+
+
+GROUPS = functools.partial(GroupL21, block=2)
+
+
+@pytest.mark.parametrize("ball", [Linf, L2, L1, GROUPS], ids=["linf", "l2", "l1", "group_l21"])
+@pytest.mark.parametrize("radius", [1e-25, 1e-8, 0.3])
+def test_projection_spends_the_radius_whatever_the_scale(ball, radius):
+    """Squares of 1e20 overflow, those of 1e-25 are 0, and at 1e8 neighbouring floats lie further apart than radii."""
+    x = jnp.full((4, 4, 2), 0.5)
+    direction = jax.random.normal(jax.random.key(0), x.shape)
+    pair = direction.at[0, 0].set(-jnp.max(jnp.abs(direction)))  # two equal largest entries
+    scales = np.float32([1e-30, 1e-20, 1e-10, 1.0, 1e4, 1e6, 1e8, 1e12, 1e20, 1e30])
+    given = jnp.concatenate([scales[:, None, None, None] * theta[None] for theta in (direction, pair)])
+    before, near, after = _along(ball(radius), x, given)
+    np.testing.assert_allclose(after, jnp.minimum(before, jnp.float32(radius)), rtol=2e-6)
+    inside = np.asarray(before) <= radius
+    np.testing.assert_array_equal(near[inside], given[inside])
+
+
+@pytest.mark.parametrize("ball", [L0(3), GroupL20(2), Patch(2)], ids=["l0", "group_l20", "patch"])
+def test_sparse_projections_keep_the_same_places_at_any_scale(ball):
+    x = jnp.full((6, 6, 1), 0.5)
+    theta = jax.random.normal(jax.random.key(0), x.shape)
+    places = [np.asarray(_project(ball, x, jnp.float32(scale) * theta)) != 0 for scale in (1e-30, 1e-20, 1e-10, 1e-2)]
+    assert all((found == places[-1]).all() for found in places)
+
+
+def test_the_nearest_part_of_a_union_is_found_at_any_scale():
+    x = jnp.full((6, 6, 1), 0.5)
+    theta = jax.random.normal(jax.random.key(0), x.shape)
+    union = Union((L1(0.3), L2(0.3)))  # of which the second holds the first
+    for scale in (1e2, 1e5, 1e8, 1e20):
+        near = _project(union, x, jnp.float32(scale) * theta)
+        np.testing.assert_allclose(near, _project(L2(0.3), x, jnp.float32(scale) * theta), rtol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxrobust as jr
-from jaxrobust.sets import Wasserstein
-from jaxrobust.transport import identity, offsets, windows
+from jaxrobust.sets import Wasserstein, WassersteinOTT, WassersteinSinkhorn
+from jaxrobust.transport import allowed, identity, offsets, windows
 from tests.references import transport as reference
 from tests.tiny import images_and_labels, linear_classifier
 
@@ -178,3 +178,19 @@ def test_attacks_on_mnist_conserve_mass_and_fool():
         np.testing.assert_allclose(result.images.sum((1, 2, 3)), images.sum((1, 2, 3)), rtol=1e-5)
         assert float(result.size.max()) <= 0.2 * (1 + 1e-4)
         assert 1 - float(result.success.mean()) <= 0.2
+
+
+@pytest.mark.parametrize("ball", [Wasserstein, WassersteinSinkhorn, WassersteinOTT])
+def test_what_is_sent_less_than_nothing_is_no_refund(ball):
+    """A plan may have entries of −1e-6 by rounding: many of them would pay for a tenth of the radius here."""
+    found = ball(0.002, p=2, kernel=5)
+    x = jnp.full((10, 10, 1), 0.5)
+    inside = np.broadcast_to(allowed(x.shape, 5), (25, 10, 10, 1))
+    plan = np.where(inside, np.float32(-9e-7), 0)
+    plan[13] = np.where(inside[13], 1.1 * 0.002 * 50 / 90, 0)  # to the right
+    plan[12] = x - np.delete(plan, 12, 0).sum(0)
+    assert float(found.size(x, jnp.asarray(plan))) >= 1.1 * 0.002
+    assert not found.contains(x, jnp.asarray(plan))
+    honest = np.maximum(plan, 0)
+    honest[12] = x - np.delete(honest, 12, 0).sum(0)
+    assert found.with_radius(1.11 * 0.002).contains(x, jnp.asarray(honest))

@@ -15,6 +15,7 @@ from jaxrobust import attacks, data
 from jaxrobust.models import SmallCNN
 from jaxrobust.sets import L2, Linf, Perceptual
 from jaxrobust.training import TrainConfig, adversarial, fit, mixed, several, standard
+from jaxrobust.types import Classifier
 from tests.training.tiny import Mlp, assert_equal, without_times
 
 CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=0.01, validation=0.25)
@@ -192,7 +193,7 @@ def test_catastrophic_overfitting_stops_the_run_and_goes_back(pairs, monkeypatch
     whole = run(network(), pairs, objective=ROBUST, config=dataclasses.replace(config, epochs=2))
     assert 0 <= whole.history[0]["overfit_acc"] <= 1
     accuracies = iter([0.5, 0.45, 0.2])
-    monkeypatch.setattr(trainer, "_monitor", lambda job, loop: next(accuracies))
+    monkeypatch.setattr(trainer, "_monitor", lambda job, loop: (next(accuracies), 1000))
     result = run(network(), pairs, objective=ROBUST, config=config, run_dir=tmp_path)
     assert result.overfitted
     assert [row["overfit_acc"] for row in result.history] == [0.5, 0.45, 0.2]
@@ -206,11 +207,43 @@ def test_catastrophic_overfitting_stops_the_run_and_goes_back(pairs, monkeypatch
 
 def test_overfitting_before_the_first_validation(pairs, monkeypatch):
     accuracies = iter([0.5, 0.2])
-    monkeypatch.setattr(trainer, "_monitor", lambda job, loop: next(accuracies))
+    monkeypatch.setattr(trainer, "_monitor", lambda job, loop: (next(accuracies), 1000))
     config = dataclasses.replace(CONFIG, epochs=6, stop_on_overfitting=True, validate_every=5)
     result = run(network(), pairs, objective=ROBUST, config=config)
     assert result.best_epoch == 1
     assert_equal(numbers(result.network), numbers(result.last))
+
+
+def test_overfitting_is_watched_on_the_weights_that_train_and_on_enough_examples(pairs, monkeypatch):
+    """The average's accuracy falls epochs later, when the epoch before is spoilt already."""
+    config = dataclasses.replace(CONFIG, epochs=1, stop_on_overfitting=True, ema_decay=0.9999)
+    watched, counts = [], []
+
+    def correct(classifier, batch, attack, key):
+        watched.append(np.asarray(classifier(pairs[0])))
+        return 1, int(batch.mask.sum())
+
+    monkeypatch.setattr(trainer._held_out, "batch_correct", correct)
+    monkeypatch.setattr(trainer, "_overfitted", lambda before, now, count: bool(counts.append(count)))
+    result = run(network(), pairs, objective=ROBUST, config=config)
+    np.testing.assert_array_equal(watched[0], Classifier.from_nnx(result.last)(pairs[0]))
+    assert np.abs(watched[0] - Classifier.from_nnx(result.ema)(pairs[0])).max() > 1e-3
+    assert counts == [48]  # all that the epoch has, not the 16 of a batch
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "count", "stops"),
+    [
+        (0.5, 0.25, 1000, True),
+        (0.5, 0.31, 1000, False),
+        (0.4, 0.1, 128, True),
+        (0.5, 0.25, 16, False),  # 8 of 16 right, then 4 of other 16: one time in six by chance
+        (0.9, 0.0, 16, True),
+        (0.0, 0.9, 16, False),
+    ],
+)
+def test_a_drop_is_overfitting_if_it_is_large_and_no_chance(before, now, count, stops):
+    assert trainer._overfitted(before, now, count) is stops
 
 
 def test_divergence_is_named(pairs, tmp_path):

@@ -1,22 +1,29 @@
 """A run that is stopped, in whatever way, and started again ends with equal numbers."""
 
 import dataclasses
+import functools
+import io
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
+from PIL import Image
 
 from jaxrobust import attacks
-from jaxrobust.data import Dataset
+from jaxrobust.data import Dataset, LazyDataset
+from jaxrobust.losses import cross_entropy
 from jaxrobust.sets import Linf
 from jaxrobust.training import TrainConfig, adversarial, fit, standard
+from jaxrobust.training._run import describe_data
 from tests.training.tiny import Mlp, assert_equal, without_times
 
 CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=0.01, ema_decay=0.9, checkpoint_every=2, log_every=2)
@@ -47,8 +54,10 @@ def train_data(event=lambda number: None):
     return Fragile(images, labels, ("dark", "bright"))
 
 
-def run(run_dir, *, event=lambda number: None, config=CONFIG, objective=OBJECTIVE, key=0, seed=0):
-    network = Mlp(16, 2, nnx.Rngs(seed), norm=True, dropout=0.1)
+def run(
+    run_dir, *, event=lambda number: None, config=CONFIG, objective=OBJECTIVE, key=0, seed=0, network=None, **options
+):
+    network = Mlp(16, 2, nnx.Rngs(seed), norm=True, dropout=0.1) if network is None else network
     key = jax.random.key(key)
     return fit(
         network,
@@ -59,6 +68,7 @@ def run(run_dir, *, event=lambda number: None, config=CONFIG, objective=OBJECTIV
         validation_attack=attacks.fgsm(Linf(0.1)),
         run_dir=run_dir,
         progress=False,
+        **options,
     )
 
 
@@ -131,7 +141,7 @@ def test_sigterm_saves_and_takes_its_course(undisturbed, tmp_path):
         ({"objective": adversarial(attacks.rs_fgsm(Linf(0.2)))}, r"attack\.set\.radius: 0\.1 there, 0\.2 here"),
         ({"objective": standard()}, r"objective\.type: 'Adversarial' there, 'Standard' here"),
         ({"key": 1}, r"differs in key: "),
-        ({"seed": 1}, r"differs in network: "),
+        ({"seed": 1}, r"differs in parameters: "),
     ],
 )
 def test_another_runs_folder_is_refused(changes, message, finished):
@@ -139,6 +149,133 @@ def test_another_runs_folder_is_refused(changes, message, finished):
     with pytest.raises(ValueError, match=message):
         run(finished, **changes)
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def wired(activation):
+    """A network whose activation stands nowhere but in its code."""
+
+    class Wired(Mlp):
+        __call__ = {
+            "relu": lambda self, images: self.second(nnx.relu(self.first(images.reshape(len(images), -1)))),
+            "tanh": lambda self, images: self.second(nnx.tanh(self.first(images.reshape(len(images), -1)))),
+        }[activation]
+
+    return Wired(16, 2, nnx.Rngs(0))
+
+
+def brighter(by):
+    return lambda key, images, index: (images + by).clip(0, 1)
+
+
+def ascending(sign):
+    return adversarial(attacks.fgsm(Linf(0.1), loss=lambda logits, goal: sign * cross_entropy(logits, goal.label)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """An objective of the user's own."""
+
+    factor: float = 1.0
+
+    def __call__(self, key, learner, batch):
+        losses, aux = standard()(key, learner, batch)
+        return self.factor * losses, aux
+
+
+def told(**changes):
+    """A run of functions that look alike from outside."""
+    schedule = optax.cosine_decay_schedule(1.0, 20)
+    config = dataclasses.replace(CONFIG, epochs=1, schedule=changes.pop("schedule", schedule))
+    usual = {"network": wired("relu"), "augment": brighter(0.1), "objective": ascending(1.0)}
+    return usual | {"config": config} | changes
+
+
+def begin(folder, **options):
+    """A run that ends where its training would start: the folder is there."""
+
+    def event(number):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(folder, event=event, **options)
+
+
+@pytest.fixture(scope="module")
+def told_apart(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("told")
+    begin(folder, **told())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"network": lambda: wired("tanh")}, "network"),
+        ({"augment": lambda: brighter(0.2)}, "augment"),
+        ({"augment": lambda: functools.partial(brighter(0.1))}, "augment"),
+        ({"schedule": lambda: optax.cosine_decay_schedule(1.0, 30)}, r"config\.schedule"),
+        ({"objective": lambda: ascending(-1.0)}, "objective"),
+        ({"run_id": lambda: "mine"}, "run_id: None there, 'mine' here"),
+    ],
+)
+def test_what_looks_alike_is_told_apart(changes, named, told_apart):
+    with pytest.raises(ValueError, match=rf"belongs to a run that differs in {named}"):
+        run(told_apart, **told(**{name: make() for name, make in changes.items()}))
+
+
+def test_what_was_built_again_is_the_same_run(told_apart):
+    begin(told_apart, **told())
+
+
+def test_dropout_counts(tmp_path):
+    first, second = (Mlp(16, 2, nnx.Rngs(0), dropout=rate) for rate in (0.1, 0.2))
+    begin(tmp_path, network=first)
+    with pytest.raises(ValueError, match=r"differs in network: what .*Mlp is made of"):
+        run(tmp_path, network=second)
+
+
+def test_what_cannot_be_identified_wants_a_run_id(tmp_path):
+    class Locked:
+        lock = threading.Lock()
+
+        def __call__(self, key, images, index):
+            return images
+
+    with pytest.raises(ValueError, match=r"^augment.*lock must be something that can be recognised .*run_id="):
+        run(tmp_path, augment=Locked())
+    assert not list(tmp_path.iterdir())
+    begin(None, augment=Locked())
+    begin(tmp_path, augment=Locked(), run_id="mine")
+    begin(tmp_path, augment=Locked(), run_id="mine")
+    with pytest.raises(ValueError, match="run_id: 'mine' there, 'yours' here"):
+        run(tmp_path, augment=Locked(), run_id="yours")
+
+
+class Records:
+    """Encoded images as a data source gives them."""
+
+    def __init__(self, seed=0):
+        self.seed = seed
+
+    def __getitems__(self, places):
+        return [{"image": self.image(place), "label": place % 2} for place in places]
+
+    def image(self, place):
+        pixels = np.random.default_rng((self.seed, place)).integers(0, 256, (4, 4), np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "png")
+        return file.getvalue()
+
+
+def lazy(seed=0, size=None):
+    return LazyDataset(Records(seed), np.arange(6000), (4, 4, 1), ("a", "b"), size, ("image", "label"), "mine", "train")
+
+
+def test_positions_and_contents_of_data_on_disk_count():
+    kinds = [lazy()[0:256], lazy()[5000:5256], lazy()[np.arange(256)[::-1]], lazy(seed=1)[0:256]]
+    described = [json.dumps(describe_data(data)) for data in kinds]
+    assert len(set(described)) == len(kinds)
+    assert json.dumps(describe_data(lazy()[np.arange(256)])) == described[0]
 
 
 @pytest.fixture(scope="module")
