@@ -246,10 +246,10 @@ def _missing(shape: tuple[int, ...]) -> str:
     if len(shape) != 3:
         return ""
     batch, channel = "add the batch axis, images[None]", "add the channel axis, images[..., None]"
-    if shape[2] not in (1, 3, 4):
+    if shape[2] > 4:
         first = shape[0] in (1, 3) and "; of one image with channels first: images.transpose(1, 2, 0)[None]"
         return f"{channel}{first or ''}"
-    # images of a width of 1, 3 or 4 are none, unless they are as high
+    # images of a width up to 4 are none, unless they are as high
     return batch if shape[1] > 4 else f"of one image {batch}; of grey images {channel}"
 
 

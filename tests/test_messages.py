@@ -405,7 +405,7 @@ def test_likely_slips_are_warned_of(case):
 
 
 NO_SLIPS = {
-    "Linf of all": lambda: sets.Linf(1.0),
+    "Linf of all": lambda: (sets.Linf(1.0), sets.Linf(1), sets.Linf(100.0)),
     "a rebuilt set": lambda: jax.tree.map(lambda leaf: 8 * leaf, sets.Linf(np.float64(0.5))),
     "a traced radius": lambda: jax.jit(lambda r: sets.Linf(r).radius)(8.0),
     "an array": lambda: sets.Linf(jnp.float32(8)),

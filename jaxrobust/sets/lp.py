@@ -70,8 +70,9 @@ class Linf(AdditiveBall):
     radius: Number
 
     def __post_init__(self) -> None:
-        # as users write it; a number that was made canonical is of a set that was warned of
-        if type(self.radius) in (int, float) and 1 < self.radius < 255:
+        # as users write it: a number that was made canonical is of a set that was warned of, and one that is larger
+        # still is meant to cap nothing
+        if type(self.radius) in (int, float) and 1 < self.radius <= 64:
             _checks.slip(
                 f"Linf of radius {self.radius:g} holds every image, since pixels lie in [0, 1] (did you mean "
                 f"{self.radius:g} / 255?)"

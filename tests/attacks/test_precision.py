@@ -76,7 +76,8 @@ def test_every_attack_has_one_type_throughout(name):
     for logits, images in (("float64", "float32"), ("bfloat16", "float16"), ("float32", "float64")):
         with jax.enable_x64("float64" in (logits, images)):
             given, labels = data(on, images)
-            made, model = make(name, on), network(given.shape[1:], logits)
+            made = make(name, on)
+            model = attacks.REGISTRY[name].model(network(given.shape[1:], logits))
 
             def found(images, labels, made=made, model=model):
                 result = attacks.run(made, model, images, labels, key=KEY)
@@ -103,5 +104,5 @@ def test_doors_take_half_precision_and_attack_in_float32(dtype):
 def test_a_network_that_takes_bfloat16_only_is_told_to_cast():
     images, labels = data("linf", "bfloat16")
     stubborn = dataclasses.replace(network(images.shape[1:], "bfloat16"), apply=tiny.dense_net)
-    with pytest.raises(ValueError, match=r"Images come as float32.*cast them inside"):
+    with pytest.raises(ValueError, match=r"images come as float32.*cast them inside"):
         attacks.run(attacks.fgsm(sets.Linf(0.1)), stubborn, images, labels, key=KEY)
