@@ -109,7 +109,7 @@ def test_indexing(rng):
     [
         (np.zeros((2, 2, 2, 1), np.int32), [0, 1], TypeError, "images must be uint8"),
         (np.zeros((2, 2, 2), np.uint8), [0, 1], ValueError, r"images must have shape .*got \(2, 2, 2\)"),
-        (np.zeros((0, 2, 2, 1), np.uint8), [], ValueError, "not empty"),
+        (np.zeros((0, 2, 2, 1), np.uint8), [], ValueError, "not be empty"),
         (np.full((2, 2, 2, 1), 1.5), [0, 1], ValueError, r"images must lie in \[0, 1\].*1.5"),
         (np.full((2, 2, 2, 1), np.nan), [0, 1], ValueError, r"images must lie in \[0, 1\].*nan"),
         (np.zeros((2, 2, 2, 1), np.uint8), [0.0, 1.0], TypeError, "labels must be an array of integers"),

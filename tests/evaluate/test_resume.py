@@ -313,10 +313,13 @@ def test_ctrl_c_in_the_middle_of_booking(booking, data, undisturbed, tmp_path, m
                 signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
+        # a shell starts what runs in the background so that Ctrl-C is ignored
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         job = lanes._Run.round
         patch.setattr(lanes._Run, "round", lambda self: (patch.setattr(lanes, "_write", write), job(self)))
         with pytest.raises(KeyboardInterrupt):
             run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
+        signal.signal(signal.SIGINT, before)
     resumed = run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
     assert_equal_results(resumed.result, undisturbed.result)
     assert resumed.counts.needed == undisturbed.counts.needed

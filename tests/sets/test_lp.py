@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from jaxrobust.sets import L0, L1, L2, GroupL20, GroupL21, Linf, Patch, Union
 from tests.references import lp
 
+# some radii are such as nobody would mean
+pytestmark = pytest.mark.filterwarnings("ignore:.* of radius .* holds")
+
 SETS = {"linf": Linf, "l2": L2, "l1": L1}
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 

@@ -14,6 +14,9 @@ from jaxrobust.sets.spatial import Flow
 from tests import tiny
 from tests.references import lp, sparse
 
+# some radii are such as nobody would mean
+pytestmark = pytest.mark.filterwarnings("ignore:.* of radius .* holds")
+
 _project = jax.jit(lambda s, x, theta: s.project(x, theta))
 _maximise = jax.jit(lambda s, x, g: s.maximise(x, g))
 _samples = jax.jit(lambda s, keys, x: jax.vmap(s.sample, (0, None))(keys, x))

@@ -11,6 +11,9 @@ from jaxrobust.sets import L1
 from jaxrobust.sets.sparse import L0, GroupL20, GroupL21, L0Linf, first_largest, group_sums, spread, whole
 from tests.references import sparse
 
+# some radii are such as nobody would mean
+pytestmark = pytest.mark.filterwarnings("ignore:.* of radius .* holds")
+
 HARD = {
     "pixel": (lambda k: L0(k), 1, np.inf),
     "coordinate": (lambda k: L0(k, "coordinate"), 0, np.inf),
