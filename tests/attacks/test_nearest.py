@@ -156,8 +156,9 @@ def test_carlini_wagner_l0_keeps_pixels_whose_channels_move_apart():
 COUNTED = ("fab", "deepfool", "fab_t", "jsma", "sparse_fool")
 
 
-@pytest.mark.parametrize("classes", [12, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "fab" else [pytest.mark.slow]) for n in COUNTED])
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [12, 4])
+@pytest.mark.parametrize("name", COUNTED)
 def test_the_static_count_bounds_the_gradients_pulled(name, classes):
     """By default, not as registered, where classes are more than the attack considers and where they are fewer."""
     entry = attacks.REGISTRY[name]
@@ -199,12 +200,15 @@ def test_no_start_is_said(name):
     found = attacks.run(BLIND[name], model, images, labels, key=KEY)
     assert found.code.tolist() == [Code.NO_START, Code.ALREADY]
     assert int(found.forwards[0]) < 1050
+    if name == "boundary":
+        return  # by default the programs of the lanes cost too much
     report = evaluate.robustness(model, (images, labels), {name: BLIND[name]}, key=KEY, progress=False)
     assert report.outcomes[name].summary()["no_start"] == 1
     assert "1 without a start" in str(report)
 
 
-@pytest.mark.parametrize("name", BLIND_CASES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BLIND)
 def test_starts_that_are_no_noise_are_tried(name):
     images, labels = np.full((1, *tiny.SHAPE), 0.9, np.float32), np.array([0], np.int32)
     found = attacks.run(BLIND[name], Classifier(_negative, ()), images, labels, key=KEY)
