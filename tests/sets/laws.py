@@ -213,7 +213,7 @@ def test_radius_is_traced_and_maps(perturbation_set, random_image):
         return perturbation_set.project(image, theta)
 
     theta = call(perturbation_set.with_radius(2 * typical), "sample", jax.random.key(3), image)
-    radii = [0.2 * typical, np.float32(0.4 * typical), jnp.asarray(0.7 * typical), typical]
+    radii = [np.float64(0.2 * typical), np.float32(0.4 * typical), jnp.asarray(0.7 * typical), typical]
     one_by_one = [project(perturbation_set.with_radius(r), theta) for r in radii]
     assert traces == 1
     project(perturbation_set.with_radius(1), theta)  # an int too
