@@ -109,6 +109,8 @@ class _Mean:
         keys = jax.vmap(draw)(MARKS + jnp.arange(self.samples, dtype=jnp.uint32))
         keys = keys[jnp.tile(jnp.arange(self.samples), len(images))]
         logits = self.apply(weights, keys, jnp.repeat(images, self.samples, 0))
+        if logits.dtype.itemsize < 4:  # whose few digits a mean would lose
+            logits = logits.astype(jnp.float32)
         return jax.vmap(mean_prediction)(logits.reshape(len(images), self.samples, -1))
 
 

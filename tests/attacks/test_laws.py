@@ -242,9 +242,9 @@ def test_radii_map(attack, perturbation_set):
 def test_compiled_equals_uncompiled(attack):
     made, (images, labels) = make(attack, "linf"), batch("linf")
     made = dataclasses.replace(made, steps=min(made.steps, 2))
-    compiled = attacks.run(made, model("linf"), images[:2], labels[:2], key=KEY)
+    compiled = attacks.run(made, model(attack, "linf"), images[:2], labels[:2], key=KEY)
     with jax.disable_jit():
-        plain = attacks.run(made, model("linf"), images[:2], labels[:2], key=KEY)
+        plain = attacks.run(made, model(attack, "linf"), images[:2], labels[:2], key=KEY)
     assert_equal(compiled, plain, atol=2e-4)
 
 
