@@ -35,10 +35,10 @@ def conv_classifier(seed=0, shape=SHAPE, classes=CLASSES):
 
 def dense_net(params, images):
     """One hidden layer with a smooth nonlinearity: quick to compile, and no convolution for loops to trip over."""
-    return _product(jax.nn.silu(_product(images.reshape(images.shape[0], -1), params["hidden"])), params["out"])
+    return product(jax.nn.silu(product(images.reshape(images.shape[0], -1), params["hidden"])), params["out"])
 
 
-def _product(rows, matrix):
+def product(rows, matrix):
     """rows @ matrix, every row rounded alike: XLA's own kernels round the last rows otherwise on some processors."""
     return jnp.sum(rows[:, :, None] * matrix[None], 1)
 

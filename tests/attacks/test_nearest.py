@@ -162,7 +162,7 @@ COUNTED = ("fab", "deepfool", "fab_t", "jsma", "sparse_fool")
 def test_the_static_count_bounds_the_gradients_pulled(name, classes):
     """By default, not as registered, where classes are more than the attack considers and where they are fewer."""
     entry = attacks.REGISTRY[name]
-    made = dataclasses.replace(entry.factory(sets.REGISTRY[entry.on]().with_radius(1e-3)), steps=2)
+    made = dataclasses.replace(entry.factory(sets.REGISTRY[entry.on]().with_radius(np.float64(1e-3))), steps=2)
     model = tiny.dense_classifier(classes=classes)
     images, labels = (part[:-1] for part in tiny.images_and_labels(model, 3))
     found = attacks.run(made, model, images, labels, key=KEY)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.types import Classifier
-from tests.tiny import CLASSES, SHAPE, images_and_labels
+from tests.tiny import CLASSES, SHAPE, images_and_labels, product
 
 ONE_DEVICE = jax.local_devices()[:1]
 FIELDS = ("images", "success", "loss", "size", "forwards", "backwards", "code")
@@ -16,8 +16,8 @@ EXACT = ("success", "forwards", "backwards", "code")
 
 def network(params, images):
     """A network without convolutions, so that the compiled loops of `attacks.run` compile fast."""
-    hidden = jnp.tanh(images.reshape(images.shape[0], -1) @ params["in"])
-    return hidden @ params["out"]
+    hidden = jnp.tanh(product(images.reshape(images.shape[0], -1), params["in"]))
+    return product(hidden, params["out"])
 
 
 def classifier(seed=0, apply=network):
