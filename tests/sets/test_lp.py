@@ -147,7 +147,15 @@ def test_a_tiny_gradient_keeps_its_direction():
 GROUPS = functools.partial(GroupL21, block=2)
 
 
-@pytest.mark.parametrize("ball", [Linf, L2, L1, GROUPS], ids=["linf", "l2", "l1", "group_l21"])
+@pytest.mark.parametrize(
+    "ball",
+    [
+        pytest.param(Linf, id="linf"),
+        pytest.param(L2, id="l2"),
+        pytest.param(L1, id="l1"),
+        pytest.param(GROUPS, id="group_l21", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("radius", [1e-25, 1e-8, 0.3])
 def test_projection_spends_the_radius_whatever_the_scale(ball, radius):
     """Squares of 1e20 overflow, those of 1e-25 are 0, and at 1e8 neighbouring floats lie further apart than radii."""
