@@ -41,7 +41,8 @@ class FAB(MinimumNorm):
         steps: iterations of a run, ≥ 1 (static).
         repeats: runs a target, or of the untargeted form; from the second on they start at random (static).
         targets: 0 for the untargeted form, else how many target classes (static).
-        candidates: classes whose boundaries the untargeted form considers, the true one among them, ≥ 2 (static).
+        candidates: classes whose boundaries the untargeted form considers, the true one among them, ≥ 2; None for
+            all (static).
         bias: α_max in [0, 1].
         overshoot: η.
         backward: β in [0, 1].
@@ -51,7 +52,7 @@ class FAB(MinimumNorm):
     steps: int = 100
     repeats: int = 1
     targets: int = 0
-    candidates: int = 10
+    candidates: int | None = None
     bias: Number = 0.1
     overshoot: Number = 1.05
     backward: Number = 0.9
@@ -60,7 +61,8 @@ class FAB(MinimumNorm):
     def __post_init__(self) -> None:
         check_steps(self, "overshoot", counts=("steps", "repeats"))
         _checks.count("targets", self.targets, low=0)
-        _checks.count("candidates", self.candidates, low=2)
+        if self.candidates is not None:
+            _checks.count("candidates", self.candidates, low=2)
         for name in ("bias", "backward"):
             object.__setattr__(self, name, _checks.number(name, getattr(self, name), high=1.0))
 
@@ -81,8 +83,10 @@ class FAB(MinimumNorm):
 
     @property
     def gradients(self) -> int:
-        """One an iteration with a target, else one for each other candidate."""
-        return self.steps * (1 if self.targets else self.candidates - 1)
+        """One an iteration with a target, else one for each other candidate. Where all classes are meant, whose number
+        is the model's, it is that of ten; what was used is in the result's `backwards`.
+        """
+        return self.steps * (1 if self.targets else (self.candidates or 10) - 1)
 
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> SearchState:
         """The first run."""
@@ -97,7 +101,7 @@ class FAB(MinimumNorm):
         if goal.targeted:
             classes, repeat = jnp.asarray(goal.target)[None], restart
         else:
-            most = self.targets or self.candidates - 1
+            most = self.targets or (self.candidates or logits.shape[0]) - 1
             classes, repeat = strongest_others(logits, goal.label, most), restart
             if self.targets:
                 # a model with fewer other classes than targets has random starts in their place
@@ -171,7 +175,7 @@ def fab(
     steps: int = 100,
     restarts: int = 1,
     targets: int = 0,
-    candidates: int = 10,
+    candidates: int | None = None,
     bias: Number = 0.1,
     overshoot: Number = 1.05,
     backward: Number = 0.9,
@@ -189,17 +193,17 @@ def fab(
         restarts: runs, or runs a target; from the second on they start with noise of half a radius.
         targets: 0 looks at the boundaries of all candidates (FAB); t ≥ 1 makes one run for each of the t classes of
             largest clean logits other than the true one, looking at its boundary alone (FAB-T; AutoAttack has 9).
-        candidates: how many classes FAB considers, ≥ 2: the true one and the others of largest clean logits; K or more
-            for all. Without meaning for FAB-T.
+        candidates: how many classes FAB considers, ≥ 2: the true one and the others of largest clean logits; None for
+            all K. Without meaning for FAB-T.
         bias: α_max.
         overshoot: η.
         backward: β.
 
     Returns:
         The attack. Cost: at most 2 · steps · restarts · max(targets, 1) forwards and
-        steps · restarts · (min(candidates, K) − 1 or, with targets, the number of them) backwards. An iteration whose
-        point is not adversarial takes one forward, any other two. With a `Targeted` criterion FAB-T aims at its target
-        in all runs.
+        steps · restarts · (min(candidates or K, K) − 1 or, with targets, the number of them) backwards. An iteration
+        whose point is not adversarial takes one forward, any other two. With a `Targeted` criterion FAB-T aims at its
+        target in all runs.
 
     Raises:
         ValueError: another set, counts below 1, bias or backward outside of [0, 1]; when run, another
