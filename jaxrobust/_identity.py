@@ -54,9 +54,14 @@ def _graph(value: Any, what: str, run_id: str | None) -> tuple[list[Node], list[
         path = paths[len(nodes)]
         try:
             node = node_of(value, run_id)
-        except Unknown as unknown:
+        except Exception as error:  # Unknown, or whatever the objects' own code raises
+            got = (
+                error
+                if isinstance(error, Unknown)
+                else f"a {type(value).__module__}.{type(value).__qualname__} ({error!r})"
+            )
             raise ValueError(
-                f"{path} must be something that can be recognised in another process; got {unknown}. Pass "
+                f"{path} must be something that can be recognised in another process; got {got}. Pass "
                 'run_id="...", a name of your own for this run, that stands for what cannot be read'
             ) from None
         made_of = []

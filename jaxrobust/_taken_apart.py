@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import collections
+import copyreg
 import dataclasses
 import dis
 import enum
 import functools
 import hashlib
+import importlib
 import importlib.metadata
+import importlib.util
 import pathlib
 import platform
 import sys
@@ -140,14 +143,14 @@ def _array(value: Any) -> Node:
 
 def _container(value: Any) -> Node:
     kind = type(value)
+    own = [] if kind in ORDERED + UNORDERED else [(".__class__", kind), (".__dict__", getattr(value, "__dict__", {}))]
     if isinstance(value, UNORDERED):
-        items = [("{…}", item) for item in value]
-        return Node((kind.__name__,), items if kind in UNORDERED else [(".__class__", kind), *items], ordered=False)
+        return Node((kind.__name__,), [*own, *(("{…}", item) for item in value)], ordered=False)
     if isinstance(value, dict):
         pairs = [(part, item) for key, item in value.items() for part, item in (("{…}", key), (f"[{key!r:.40}]", item))]
         return Node((kind.__name__,), pairs)
-    parts = [(f"[{i}]", item) for i, item in enumerate(value)]
-    return Node((kind.__name__,), parts if kind in ORDERED else [(".__class__", kind), *parts])
+    limit = str(value.maxlen) if kind is collections.deque else ""
+    return Node((kind.__name__, limit), [*own, *((f"[{i}]", item) for i, item in enumerate(value))])
 
 
 def _named(value: Any) -> Node | None:
@@ -172,7 +175,10 @@ def _module(value: Any) -> Node:
         known = vars(value.module)
         parts = [(f".{name}", _seen(known[name], value.names)) for name in sorted(value.names & known.keys())]
         return Node(("module", value.module.__name__), parts)
-    return Node(("module", value.__name__, _version(value.__name__) or ""))
+    version = _version(value.__name__)
+    if version is None:  # held, not named by code: whatever is in it may be used
+        return _module(Used(value, frozenset(name for name in vars(value) if not name.startswith("__"))))
+    return Node(("module", value.__name__, version))
 
 
 def _seen(value: Any, names: frozenset[str]) -> Any:
@@ -194,9 +200,10 @@ def _code(value: types.CodeType) -> Node:
 
 
 class _Names(NamedTuple):
-    """What some code, with the code in it, reads of globals, assigns to, and names at all."""
+    """What some code, and the code in it, reads of globals, imports (levels, names), assigns to, and names at all."""
 
     globals: tuple[str, ...]
+    imports: tuple[tuple[int, str], ...]
     assigned: frozenset[str]
     all: frozenset[str]
 
@@ -204,18 +211,26 @@ class _Names(NamedTuple):
 @functools.lru_cache(maxsize=4096)
 def _names(code: types.CodeType) -> _Names:
     globals_: set[str] = set()
+    imports: set[tuple[int, str]] = set()
     assigned: set[str] = set()
     named: set[str] = set()
     codes = [code]
     for part in codes:  # which grows
         codes.extend(constant for constant in part.co_consts if isinstance(constant, types.CodeType))
         named.update(part.co_names)
+        # for `getattr`
+        named.update(constant for constant in part.co_consts if isinstance(constant, str) and constant.isidentifier())
+        level = 0
         for instruction in dis.get_instructions(part):
+            if isinstance(instruction.argval, int) and instruction.opname.startswith("LOAD_"):
+                level = instruction.argval  # the level and the names of an import come just before it
+            elif instruction.opname == "IMPORT_NAME":
+                imports.add((level, instruction.argval))
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
                 globals_.add(instruction.argval)
             elif instruction.opname in ("STORE_GLOBAL", "STORE_DEREF"):
                 assigned.add(instruction.argval)
-    return _Names(tuple(sorted(globals_)), frozenset(assigned), frozenset(named))
+    return _Names(tuple(sorted(globals_)), tuple(sorted(imports)), frozenset(assigned), frozenset(named))
 
 
 def _function(value: Any, run_id: str | None) -> Node:
@@ -228,7 +243,7 @@ def _function(value: Any, run_id: str | None) -> Node:
     names = _names(code)
     parts = [("", code), (".__defaults__", value.__defaults__), (".__kwdefaults__", value.__kwdefaults__)]
     for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
-        parts.append((f" closure {name}", _settled(name, _content(cell), names)))
+        parts.append((f" closure {name}", _settled(name, _seen(_content(cell), names.all), names)))
     parts += [(f".{name}", item) for name, item in sorted(vars(value).items()) if not name.startswith("__")]
     if version is None:
         builtins = value.__globals__.get("__builtins__", {})
@@ -236,7 +251,31 @@ def _function(value: Any, run_id: str | None) -> Node:
         for name in names.globals:
             found = value.__globals__.get(name, builtins.get(name, NotImplemented))
             parts.append((f" global {name}", _settled(name, _seen(found, names.all), names)))
+        parts += [(f" import {name}", _imported(level, name, value, names)) for level, name in names.imports]
     return Node(("function", version or "", "" if version is None else home), parts)
+
+
+def _imported(level: int, name: str, function: Any, names: _Names) -> Any:
+    """What an import inside a function gives, of the user's modules by what the code names."""
+    package = function.__globals__.get("__package__")
+    try:
+        full = importlib.util.resolve_name("." * level + name, package) if level else name
+        top = full.partition(".")[0]
+        spec = None if top in sys.modules else importlib.util.find_spec(top)
+        if spec is not None and _installed(spec.origin):  # which may be dear to load, and counts by its name
+            return full
+        module = importlib.import_module(full)
+    except (ImportError, ValueError):  # as it would be in the function, which may know what to do then
+        return NotImplemented
+    return _seen(module, names.all)
+
+
+def _installed(origin: str | None) -> bool:
+    """Whether what is at a path is of an installed package or Python's own."""
+    if origin is None or origin in ("frozen", "built-in"):
+        return origin is not None
+    path = pathlib.Path(origin)
+    return any(name in path.parts for name in SITE) or pathlib.Path(sysconfig.get_paths()["stdlib"]) in path.parents
 
 
 def _is_checker(value: Any) -> bool:
@@ -275,14 +314,20 @@ def _class(value: type, run_id: str | None) -> Node:
 
 def _generated(item: Any) -> bool:
     """Whether a method was written by `dataclass` or `namedtuple`."""
-    code = getattr(item, "__code__", None)
-    return code is not None and code.co_filename.startswith(("<string>", "namedtuple_"))
+    if not isinstance(item, types.FunctionType):
+        return False
+    home = str(item.__globals__.get("__name__"))
+    return item.__code__.co_qualname.startswith("__create_fn__.") or home.startswith("namedtuple_")
 
 
 def _callable(value: Any) -> Node | None:
     """What can be called and is written in C, by whom it calls."""
     if isinstance(value, types.MethodType):
         return Node(("method",), [(".__func__", value.__func__), (".__self__", value.__self__)])
+    if isinstance(value, functools.cached_property):
+        return Node(("cached_property",), [("", value.func)])
+    if isinstance(value, np.lib.npyio.NpzFile):
+        return Node(("npz",), [("", dict(value))])
     if isinstance(value, functools.partial):
         parts = [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
         return Node(("partial",), [(f".{name}", item) for name, item in [("__class__", type(value)), *parts]])
@@ -341,7 +386,8 @@ def _computed(kind: type) -> set[str]:
 def _object(value: Any) -> Node:
     """Any other object, by what pickle would write of it."""
     kind = type(value)
-    reduced = value.__reduce_ex__(4)
+    told = copyreg.dispatch_table.get(kind)
+    reduced = value.__reduce_ex__(4) if told is None else told(value)
     if isinstance(reduced, str):
         return Node(("global", reduced), [(".__class__", kind)])
     make, arguments, *rest = reduced

@@ -1,5 +1,6 @@
 """Objects whose identities are compared: built twice, in two processes, and against objects that differ a little."""
 
+import collections
 import dataclasses
 import enum
 import functools
@@ -104,6 +105,38 @@ def with_globals(function, **changed):
     return types.FunctionType(function.__code__, {**function.__globals__, **changed}, function.__name__)
 
 
+class Holds:
+    """An object that keeps something and uses it."""
+
+    def __init__(self, kept):
+        self.kept = kept
+
+    def __call__(self, images):
+        """What its module makes of images."""
+        return self.kept.act(images)
+
+    def bound(self):
+        """The same as a function that closes over what is kept."""
+        kept = self.kept
+        return lambda images: kept.act(images)
+
+
+def written_in_a_string(sign):
+    """An object of a class that `python -c` or `exec` made."""
+    scope = {}
+    exec(f"class Net:\n    def __call__(self, x):\n        return {sign}x", scope)
+    return scope["Net"]()
+
+
+class Row(tuple):
+    """A tuple with attributes."""
+
+    def __new__(cls, items, **attributes):
+        row = super().__new__(cls, items)
+        vars(row).update(attributes)
+        return row
+
+
 def closure(value):
     """A function that closes over a value."""
     return lambda images: value * images
@@ -197,6 +230,14 @@ def pairs():
             with_globals(lambda x: mine.act(x), mine=module_of_the_users("act = lambda x: x + 1")),  # noqa: F821
             with_globals(lambda x: mine.act(x), mine=module_of_the_users("act = lambda x: x + 2")),  # noqa: F821
         ),
+        "module as attribute": tuple(Holds(module_of_the_users(f"act = lambda x: x + {n}")) for n in (1, 2)),
+        "module in a closure": tuple(Holds(module_of_the_users(f"act = lambda x: x + {n}")).bound() for n in (1, 2)),
+        "module as argument": tuple(
+            functools.partial(even, module_of_the_users(f"act = lambda x: x + {n}")) for n in (1, 2)
+        ),
+        "class in a string": (written_in_a_string("+"), written_in_a_string("-")),
+        "attribute of a tuple": (Row((1, 2), scale=1.0), Row((1, 2), scale=2.0)),
+        "deque": (collections.deque([1], maxlen=1), collections.deque([1], maxlen=2)),
         "in a circle": (even, odd),
         "bound object": (Scaled(1.0).apply, Scaled(2.0).apply),
         "jit": (jax.jit(closure(1)), jax.jit(closure(2))),

@@ -2,10 +2,12 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -220,3 +222,66 @@ def test_what_cannot_be_read_is_refused_by_its_place(name):
         assert identity([1, service.apply], run_id="mine") != identity([2, service.apply], run_id="mine")
     finally:
         getattr(value, "close", lambda: None)()
+
+
+def test_a_module_imported_inside_a_function_counts_by_what_is_in_it(monkeypatch):
+    def shifted(images):
+        from module_of_mine import act
+
+        return act(images)
+
+    found = set()
+    for shift in (1, 2, 1):
+        module = identities.module_of_the_users(f"act = lambda x: x + {shift}")
+        monkeypatch.setitem(sys.modules, "module_of_mine", module)
+        found.add(identity(shifted))
+    assert len(found) == 2
+
+
+def test_an_import_of_a_package_loads_nothing():
+    def dear(images):
+        import turtle
+
+        return turtle.act(images)
+
+    identity(dear)
+    assert "turtle" not in sys.modules
+
+
+class Lazy:
+    """What ordinary models have in their classes and modules."""
+
+    @functools.cached_property
+    def factor(self):
+        return 2.0
+
+    def __call__(self, images):
+        return self.factor * images if WORD.match("a") else images
+
+
+WORD = re.compile("[a-z]")
+
+
+def test_cached_properties_and_patterns_are_known():
+    assert identity(Lazy()) == identity(Lazy())
+
+
+def test_an_opened_npz_counts_by_its_arrays(tmp_path):
+    found = set()
+    for number, values in enumerate(([1.0, 2.0], [1.0, 3.0], [1.0, 2.0])):
+        np.savez(tmp_path / f"{number}.npz", weights=values)
+        found.add(identity(np.load(tmp_path / f"{number}.npz")))
+    assert len(found) == 2
+
+
+class Proxy:
+    """Its class is not what it says."""
+
+    @property
+    def __dict__(self):
+        raise RuntimeError("not connected")
+
+
+def test_an_object_whose_own_code_fails_is_refused_with_a_way_out():
+    with pytest.raises(ValueError, match=r"recognised in another process.*run_id"):
+        identity([Proxy()])

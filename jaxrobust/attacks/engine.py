@@ -208,7 +208,7 @@ def conclude(attack: Attack, model: Classifier, images: Array, goal: Criterion, 
     claimed = best.success | confirmed if attack.sees_draws else best.success
     inside = contained(attack, images, best)
     return AttackResult(
-        images=best.image,
+        images=jnp.where(inside[:, None, None, None], best.image, jnp.clip(images, 0, 1)),
         success=claimed & confirmed & inside,
         loss=best.loss,
         size=best.size,

@@ -94,6 +94,7 @@ class File:
         stored = _store.read_arrays(path) if path.exists() else None
         if stored is not None:
             self._compare(stored)
+        self.kept: Any = None  # the lanes when they were saved last: their examples, ages, runs and states
         self.probe = _probe(run)
         if stored is None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,14 +105,20 @@ class File:
         self.executed = run.executed  # when it was saved last
 
     def save(self, seconds: float) -> None:
-        """Write the books and the lanes; without the lanes, if a step that failed has taken them along."""
+        """Write the books and the lanes; of lanes that a failed step has taken along, what was saved of them last."""
         run = self.run
         leaves = jax.tree.leaves(run.states) if run.waits else []
-        lane_example = run.lane_example
         try:
-            lanes = {f"lane_{i}": _store.raw(leaf) for i, leaf in enumerate(leaves)}
+            # copies: the next step is given the lanes' own memory to write to
+            lanes = {f"lane_{i}": np.array(_store.raw(leaf)) for i, leaf in enumerate(leaves)}
+            self.kept = run.lane_example.copy(), run.lane_age.copy(), run.runs_done[run.lane_example], lanes
         except Exception:  # of buffers given away, or of a computation that failed: XLA has several
-            lanes, lane_example = {}, np.full_like(lane_example, -1)
+            if self.kept is None:
+                self.kept = np.full_like(run.lane_example, -1), np.zeros_like(run.lane_age), run.runs_done[:1], {}
+            before, age, runs, lanes = self.kept
+            # of examples that are still in the run that they were in then
+            self.kept = np.where(run.runs_done[before] == runs, before, -1), age, runs, lanes
+        lane_example, lane_age = self.kept[:2]
         _store.write_arrays(
             self.path,
             identity=json.dumps(self.identity),
@@ -120,7 +127,7 @@ class File:
             executed=run.executed,
             runs_done=run.runs_done,
             lane_example=lane_example,
-            lane_age=run.lane_age,
+            lane_age=lane_age,
             **{f"best_{name}": values for name, values in run.best.items()},
             **lanes,
         )
@@ -169,8 +176,11 @@ class File:
         if not differing:
             return
         hint = ""
-        if isinstance(self.run.model, HostModel) and "model function" in differing:
-            hint = " (a function that counts its calls is another one after them: make it anew, or begin with a run_id)"
+        if "model function" in differing:
+            hint = (
+                " (a function or object that keeps something of its calls, a count or a compiled function, is another "
+                "one after them: make it anew, or begin with a run_id)"
+            )
         raise ValueError(
             f"save must name a file of this very run; {self.path} was written by a run that differs in: "
             f"{', '.join(differing)}. Name another file, or remove it to start anew{hint}"
@@ -201,8 +211,12 @@ class File:
         run.best = {name: _as(stored[f"best_{name}"], values.dtype) for name, values in run.best.items()}
         run.runs_done = stored["runs_done"]
         run.executed, run.seconds = int(stored["executed"]), float(stored["seconds"])
+        if "lane_0" in stored:
+            examples = stored["lane_example"]
+            lanes = {name: array for name, array in stored.items() if name.removeprefix("lane_").isdigit()}
+            self.kept = examples, stored["lane_age"], run.runs_done[examples], lanes
         if len(stored["lane_example"]) == run.width and "lane_0" in stored:
-            run.lane_example, run.lane_age = stored["lane_example"], stored["lane_age"]
+            run.lane_example, run.lane_age = stored["lane_example"].copy(), stored["lane_age"].copy()
             like = run.example_states()
             leaves = jax.tree.leaves(like)
             states = []

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import pathlib
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -186,7 +187,10 @@ def drive(
         result, prediction = job.conclude()
     spent = seconds()
     if file is not None and (ran or not file.path.exists()):
-        file.save(spent)
+        try:
+            file.save(spent)
+        except OSError as error:  # such as a full disk: no reason to lose what has been computed
+            warnings.warn(f"the finished run was not saved to {file.path}: {error}", RuntimeWarning, stacklevel=3)
     needed = int(job.best["forwards"].sum()) // attack.queries
     return LaneResult(result, LaneCounts(executed=job.executed, needed=needed, seconds=spent), prediction)
 
@@ -485,6 +489,8 @@ class _Run:
         success = best["success"] | (self.attack.sees_draws & met_now)
         confirmed = success & met_now
         booked = (success, confirmed, best["inside"], best["non_finite"], best["forwards"])
+        outside = np.flatnonzero(~best["inside"])
+        best["image"][outside] = self.images[outside]  # as if nothing had been found
         result = AttackResult(
             images=best["image"],
             success=confirmed & best["inside"],

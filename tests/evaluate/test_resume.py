@@ -325,8 +325,11 @@ def test_ctrl_c_in_the_middle_of_booking(booking, data, undisturbed, tmp_path, m
     assert resumed.counts.needed == undisturbed.counts.needed
 
 
-def test_a_step_that_fails_takes_only_its_lanes_along(data, undisturbed, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("every", "lost"), [(30.0, 8 * PGD.asks), (0.0, 8 * 2)])
+def test_a_step_that_fails_takes_only_along_what_was_not_saved(every, lost, data, undisturbed, tmp_path, monkeypatch):
     path, played, left = tmp_path / "a.npz", lanes._Run.round, [17]
+    monkeypatch.setattr(lanes, "SAVE_EVERY", every)
+    monkeypatch.setattr(lanes, "SAVE_SHARE", 1e9)
 
     def round_(self):
         left[0] -= 1
@@ -343,7 +346,20 @@ def test_a_step_that_fails_takes_only_its_lanes_along(data, undisturbed, tmp_pat
     assert (_store.read_arrays(path)["runs_done"] == 2).sum() > 4
     resumed = run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
     assert_equal_results(resumed.result, undisturbed.result)
-    assert resumed.counts.executed <= undisturbed.counts.executed + 8 * PGD.asks
+    assert resumed.counts.executed <= undisturbed.counts.executed + lost
+
+
+def test_a_finished_run_outlives_a_full_disk(data, undisturbed, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OSError("disk full")
+
+    conclude = lanes._Run.conclude
+    monkeypatch.setattr(
+        lanes._Run, "conclude", lambda self: (monkeypatch.setattr(_store, "write_arrays", fails), conclude(self))[1]
+    )
+    with pytest.warns(RuntimeWarning, match="not saved to .*disk full"):
+        found = run_lanes(PGD, classifier(), *data, save=tmp_path / "a.npz", **OPTIONS)
+    assert_equal_results(found.result, undisturbed.result)
 
 
 def test_a_disk_that_is_full_does_not_hide_the_error(data, tmp_path, monkeypatch):
@@ -399,6 +415,8 @@ def test_kill_nine_and_start_again(tmp_path):
     assert 0 < expected.union.accuracy < expected.clean.accuracy < 1
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    # programs compiled otherwise round otherwise, see tests/conftest.py
+    environment.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         # the second attack is under way
