@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,8 @@ import tyro
 __all__ = ["REGISTRY", "Figure", "Settings", "Timing", "against", "compilations", "missing", "register", "seconds"]
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# others' files, which are never committed
+REFERENCES = pathlib.Path(os.environ.get("JAXROBUST_REFERENCES", ROOT.parent / "shared" / "data"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Settings:
         quick: small networks, few images and steps, to see that it runs; its figures mean nothing.
         pairs: how often each timed pair is repeated; by default each benchmark's own number.
         networks: what `pgd_overhead` attacks.
-        weights: parameters of the undefended MNIST network, .npz.
+        weights: parameters of the undefended MNIST network, .npz; by default below $JAXROBUST_REFERENCES.
         run_dir: where adversarial training keeps its checkpoints, so that it goes on where it was killed.
         at_epochs: epochs of adversarial training.
         at_warmup: epochs over which its radius grows from 0.
@@ -47,7 +50,7 @@ class Settings:
     quick: bool = False
     pairs: int | None = None
     networks: tuple[Literal["MnistNet", "PreActResNet-18"], ...] = ("MnistNet", "PreActResNet-18")
-    weights: pathlib.Path = ROOT / "tests" / "data_files" / "mnist_vanilla.npz"
+    weights: pathlib.Path = REFERENCES / "checkpoints" / "mnist_vanilla.npz"
     run_dir: pathlib.Path = ROOT / "runs" / "benchmarks" / "mnist_at"
     at_epochs: int = 4
     at_warmup: float = 2.0

@@ -1,8 +1,12 @@
 """Strict settings for every test: four CPU devices, no silent rank or dtype promotion."""
 
+import collections
+import ctypes
+import gc
 import itertools
 import os
 import pathlib
+import resource
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -13,6 +17,10 @@ import pytest
 
 # asserts in modules that hold tests but are not named so are to be explained too
 pytest.register_assert_rewrite("tests.sets.laws")
+
+# seconds that the tests of a room may take on two cores, see tests/README.md
+BUDGET, SLOW_BUDGET = 45.0, 240.0
+PEAKS = []  # MiB of every worker
 
 MAPS = pathlib.Path("/proc/self/maps")
 TESTS = itertools.count(1)
@@ -38,6 +46,46 @@ def pytest_runtest_logfinish():
     finished = next(TESTS)
     if finished % 10 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:  # of 65,530
         jax.clear_caches()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Gives compiled programs back after a file, where they take much memory."""
+    if (nextitem is None or nextitem.path != item.path) and MAPS.exists():
+        pages = int(MAPS.with_name("statm").read_text().split()[1])
+        if pages * resource.getpagesize() > 1.5 * 2**30:
+            jax.clear_caches()
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def pytest_sessionfinish(session):
+    """Tells the controller how much memory a worker took at most."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Keeps what a worker told."""
+    PEAKS.append(getattr(node, "workeroutput", {}).get("peak", 0.0))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Prints what every room took, so that one that outgrows its budget is seen."""
+    rooms = collections.Counter()
+    for report in itertools.chain(*terminalreporter.stats.values()):
+        if hasattr(report, "duration"):
+            place = pathlib.PurePath(report.nodeid.partition("::")[0]).parts
+            rooms[place[1] if len(place) > 2 else "top level"] += report.duration
+    allowed = config.option.numprocesses or 1
+    budget = allowed * (BUDGET if "not slow" in (config.option.markexpr or "") else SLOW_BUDGET)
+    terminalreporter.section("seconds of all workers, by room", sep="-")
+    for room, seconds in rooms.most_common():
+        over = f"  over the {budget:.0f} of its budget" if seconds > budget else ""
+        terminalreporter.line(f"{room:12} {seconds:8.1f}{over}")
+    if PEAKS:
+        terminalreporter.line(f"memory of the workers at most: {max(PEAKS):,.0f} MiB")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from jaxrobust import sets
 from jaxrobust.attacks.universal import fooling_rate, universal_gradient, universal_perturbation
 from jaxrobust.types import Classifier
 from tests import tiny
+from tests.published import published
 
 KEY = jax.random.key(0)
 METHODS = [universal_perturbation, universal_gradient]
@@ -79,7 +80,7 @@ def test_on_mnist_both_forms_fool_unseen_digits():
 
     from jaxrobust import data, models
 
-    network = models.load_npz("tests/data_files/mnist_vanilla.npz", models.MnistNet(rngs=nnx.Rngs(0)))
+    network = models.load_npz(published("mnist_vanilla.npz"), models.MnistNet(rngs=nnx.Rngs(0)))
     model = Classifier.from_nnx(network)
     images = np.asarray(data.load("mnist", split="test").images)
     ball, unseen = sets.Linf(0.2), images[5000:6000]

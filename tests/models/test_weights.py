@@ -1,7 +1,5 @@
 """Weights in files: whole or not at all, by name, without pickle."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +7,7 @@ import pytest
 from flax import nnx
 
 from jaxrobust.models import MnistNet, from_nnx, load_npz, save_npz
-
-PUBLISHED = Path(__file__).parents[1] / "data_files"
+from tests.published import published
 
 
 class Small(nnx.Module):
@@ -149,9 +146,10 @@ def test_load_refuses_what_is_no_archive_of_arrays(file):
             load_npz(file, Small(0))
 
 
+@pytest.mark.realdata
 def test_published_checkpoint_loads_into_the_mnist_net():
-    network = load_npz(PUBLISHED / "mnist_vanilla.npz", nnx.eval_shape(lambda: MnistNet(rngs=nnx.Rngs(0))))
-    stored = np.load(PUBLISHED / "mnist_vanilla.npz")
+    network = load_npz(published("mnist_vanilla.npz"), nnx.eval_shape(lambda: MnistNet(rngs=nnx.Rngs(0))))
+    stored = np.load(published("mnist_vanilla.npz"))
     np.testing.assert_array_equal(network.dense1.kernel[...], stored["dense1.kernel"])
     np.testing.assert_array_equal(network.conv1.bias[...], stored["conv1.bias"])
 
@@ -162,7 +160,7 @@ def test_published_accuracy_on_the_mnist_test_set(name, accuracy):
     from jaxrobust import data
 
     test = data.load("mnist", "test")
-    model = from_nnx(load_npz(PUBLISHED / f"{name}.npz", MnistNet(rngs=nnx.Rngs(0))))
+    model = from_nnx(load_npz(published(f"{name}.npz"), MnistNet(rngs=nnx.Rngs(0))))
     answer = jax.jit(lambda model, images: model(images).argmax(-1))
     found = np.concatenate([answer(model, images) for images in np.split(np.asarray(test.images), 10)])
     assert np.mean(found == np.asarray(test.labels)) == pytest.approx(accuracy, abs=5e-5)

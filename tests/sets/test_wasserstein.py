@@ -8,6 +8,7 @@ import pytest
 import jaxrobust as jr
 from jaxrobust.sets import Wasserstein, WassersteinOTT, WassersteinSinkhorn
 from jaxrobust.transport import allowed, identity, offsets, windows
+from tests.published import published
 from tests.references import transport as reference
 from tests.tiny import images_and_labels, linear_classifier
 
@@ -168,7 +169,7 @@ def test_attacks_on_mnist_conserve_mass_and_fool():
     """40 digits, p = 1, 5 × 5, radius 0.2: measured, both attacks leave the undefended network 5 to 10 % of them."""
     from flax import nnx
 
-    network = jr.models.load_npz("tests/data_files/mnist_vanilla.npz", jr.models.MnistNet(rngs=nnx.Rngs(0)))
+    network = jr.models.load_npz(published("mnist_vanilla.npz"), jr.models.MnistNet(rngs=nnx.Rngs(0)))
     model = jr.Classifier.from_nnx(network)
     images, labels = (jnp.asarray(a) for a in jr.data.load("mnist", split="test[:40]"))
     ball = Wasserstein(0.2)
