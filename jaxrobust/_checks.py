@@ -394,8 +394,7 @@ def model_values(model: Any, images: Any) -> None:
     images = np.asarray(images)
     kept = len(images) - len(images) // 2
     first = np.asarray(forward(model, images))
-    # the same images in other places and beside others: negatives have other statistics in every batch
-    second = np.asarray(forward(model, np.concatenate([1 - images[kept:], images[:kept]])))[-kept:]
+    second = np.asarray(forward(model, _beside_others(model, images, kept)))[-kept:]
     if not np.isfinite(first).any():
         raise ValueError("the model must return finite logits; got only NaN or infinity")
     if not np.array_equal(first[:kept], second, equal_nan=True):
@@ -411,6 +410,18 @@ def model_values(model: Any, images: Any) -> None:
             "the model must return logits; got what look like probabilities (all in [0, 1], rows sum to 1): "
             "drop the softmax, or attack its logarithm"
         )
+
+
+def _beside_others(model: Any, images: np.ndarray, kept: int) -> np.ndarray:
+    """The first images in other places and beside others: negatives have other statistics in every batch."""
+    if kept < len(images):
+        return np.concatenate([1 - images[kept:], images[:kept]])
+    pair = np.concatenate([1 - images, images])
+    try:
+        forward.eval_shape(model, pair)
+    except Exception:  # of a model that takes one image at a time, which has none to mix
+        return images
+    return pair
 
 
 def same_logits(alone: np.ndarray, beside: np.ndarray) -> None:

@@ -204,15 +204,17 @@ def forward(model: Classifier | HostModel, images: Any, rows: np.ndarray, size: 
 
 
 def clean_logits(model: Classifier | HostModel, images: Any, *, batch_size: int) -> np.ndarray:
-    """`predict`; a host model is asked about a few images once more, beside others.
+    """`predict`; a host model is asked about a few images once more, beside others, or one beside its negative.
 
     Raises:
         ValueError: it then answers otherwise.
     """
     logits = predict(model, images, batch_size=batch_size)
     if isinstance(model, HostModel):
-        again = model(np.asarray(images[::2][:ASKED_AGAIN]))
-        _checks.same_logits(logits[::2][:ASKED_AGAIN], again)
+        images = np.asarray(images[::2][:ASKED_AGAIN])
+        # in other company than the first time
+        batch = images if len(logits) > 1 else np.concatenate([1 - images, images])
+        _checks.same_logits(logits[::2][:ASKED_AGAIN], model(batch)[-len(images) :])
     return logits
 
 

@@ -81,6 +81,15 @@ def test_labels_alone_will_do():
         assert (found.size <= 5).all()
 
 
+def test_a_single_image_is_asked_once_more_beside_its_negative():
+    images, labels = data(1)
+    service = Service(network)
+    attack = square(sets.Linf(1e-6), queries=3)
+    found = evaluate.run_lanes(attack, HostModel(service, tiny.CLASSES), images, labels, key=KEY, devices=ONE_DEVICE)
+    assert service.sent[:2] == [1, 2]
+    assert sum(service.sent[2:]) == (found.result.forwards - 1).sum() + found.result.success.sum()
+
+
 @pytest.fixture(scope="module")
 def pipeline():
     """A scikit-learn pipeline on the digits, and some digits that it has not seen."""
@@ -213,9 +222,9 @@ def test_what_a_function_does_to_its_images_stays_with_it():
     np.testing.assert_array_equal(images, kept)
 
 
-@pytest.mark.parametrize("lanes", [1, 4, 128])
-def test_a_function_that_mixes_its_images_is_refused(lanes):
-    images, labels = data(9)
+@pytest.mark.parametrize(("lanes", "count"), [(1, 9), (4, 9), (128, 9), (128, 1), (128, 2)])
+def test_a_function_that_mixes_its_images_is_refused(lanes, count):
+    images, labels = data(count)
     mixing = HostModel(lambda x: network(x - x.mean(0)), tiny.CLASSES)
     options = {"key": KEY, "devices": ONE_DEVICE, "lanes": lanes}
     with pytest.raises(ValueError, match="the model must treat every image alone; got other logits"):

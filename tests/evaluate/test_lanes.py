@@ -351,6 +351,19 @@ def test_bad_models_are_refused(apply, error, message, data, key):
         run_lanes(PGD, classifier(apply=apply), *data[:2], key=key)
 
 
+@pytest.mark.parametrize("mixing", [normalised_by_the_batch, less_the_mean_image, noisy_by_place])
+def test_a_single_image_too_shows_that_rows_mix(mixing, data):
+    with pytest.raises(ValueError, match="must treat every image alone"):
+        _checks.model_values(classifier(apply=mixing), data[0][:1])
+
+
+def test_a_model_of_one_image_at_a_time_passes_the_door(data):
+    def one(params, images):
+        return network(params, images.reshape(1, *images.shape[1:]))
+
+    _checks.model_values(classifier(apply=one), data[0][:1])
+
+
 def test_bad_parameters_are_refused_before_compute(data, key):
     counting = Counting()
     model = classifier(apply=counting)
