@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+import os
+import pathlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -152,6 +154,13 @@ def off_mesh(function: _Function) -> _Function:
             return function(*args, **options)
 
     return placed  # type: ignore[return-value]
+
+
+def path(name: str, value: Any) -> pathlib.Path:
+    """A path, or a string that is one."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path or a string; got {told(value)}")
+    return pathlib.Path(value)
 
 
 def slip(text: str) -> None:

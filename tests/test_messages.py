@@ -333,6 +333,22 @@ MESSAGES = {
     "norm of plus": (lambda: autoattack(norm="l1", version="plus"), ValueError, ["norm must", "for version 'plus'"]),
     "version": (lambda: autoattack(version="Standard"), ValueError, ["version must", "did you mean 'standard'?"]),
     "suite": (lambda: attacks.suite("autoattack_linf"), ValueError, ["name must", "did you mean 'autoattack-linf'?"]),
+    "a run's arguments swapped": (
+        lambda: evaluate.save_run([], "runs/a", title="t"),
+        TypeError,
+        ["run_dir must be a path or a string; got list"],
+    ),
+    "no list of evaluations": (
+        lambda: evaluate.save_run("runs/a", ATTACK, title="t"),
+        TypeError,
+        ["evaluations must be a list of evaluations; got PGD"],
+    ),
+    "evaluations of attacks": (
+        lambda: evaluate.save_run("runs/a", [ATTACK], title="t"),
+        TypeError,
+        ["evaluations[0] must be an Evaluation; got PGD"],
+    ),
+    "a finished run's folder": (lambda: evaluate.is_finished(3, {}), TypeError, ["run_dir must be a path", "got 3"]),
     "fab restarts": (lambda: attacks.fab(sets.L2(1.0), restarts=0), ValueError, ["restarts must be >= 1; got 0"]),
     "grid points": (
         lambda: attacks.grid_search(sets.RotationTranslation(), points=3),
