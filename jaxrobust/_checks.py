@@ -185,7 +185,13 @@ def pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     if len(parts) != 2:
         raise TypeError(f"{wanted}; got {told(data)}")
-    return widened(as_array("images", parts[0])), as_array("labels", parts[1])
+    images, labels = parts
+    if isinstance(labels, Criterion) or (isinstance(labels, type) and issubclass(labels, Criterion)):
+        raise TypeError(
+            f"labels must be an array of integers, the true classes; got {told(labels)} (of the criteria, "
+            "evaluate.run_lanes and attacks.run take instances, in the place of labels)"
+        )
+    return widened(as_array("images", images)), as_array("labels", labels)
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
@@ -227,11 +233,24 @@ def image_shape(images: Any) -> None:
     """Rank, dtype and batch size of images."""
     _is_array("images", images, "an array")
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(f"images must be floating point in [0, 1]; got dtype {images.dtype} (divide uint8 by 255)")
+        raise TypeError(
+            f"images must be floating point in [0, 1]; got dtype {images.dtype}{_in_brackets(_to_floats(images))}"
+        )
     shape = tuple(images.shape)
     axes(shape)
     if 0 in shape:
         raise ValueError(f"images must hold at least one image and pixel; got shape {shape}")
+
+
+def _to_floats(images: Any) -> str:
+    """What is to be done to images that are not floating point, as far as their type and values tell."""
+    whole = np.issubdtype(images.dtype, np.integer)
+    if not whole and images.dtype != bool:
+        return ""
+    largest = 255 if is_traced(images) else np.max(images, initial=0)
+    if largest <= 1:
+        return "pass images.astype(np.float32)"
+    return "divide by 255: images.astype(np.float32) / 255" if largest <= 255 else "divide by the value of white"
 
 
 def axes(shape: tuple[int, ...]) -> None:
@@ -286,7 +305,7 @@ def criterion(labels: Any, images: Any) -> Criterion:
     """A criterion with one of all its numbers an image; integer labels stand for misclassification."""
     if not isinstance(labels, Criterion):
         label_shape("labels", labels, images)
-        return Misclassified(labels)
+        return Misclassified(_as_int32(labels))
     parts = _parts(labels)
     for around, part in itertools.pairwise(parts):
         if not isinstance(part, Criterion):
@@ -299,7 +318,19 @@ def criterion(labels: Any, images: Any) -> Criterion:
     for leaf in jax.tree.leaves(labels):
         if jnp.shape(leaf) not in ((), count):
             raise ValueError(f"probability must have shape () or {count}, one an image; got {jnp.shape(leaf)}")
-    return jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) else jnp.broadcast_to(leaf, count), labels)
+    whole = jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) else jnp.broadcast_to(leaf, count), labels)
+    return jax.tree.map(_as_int32, whole)
+
+
+def _as_int32(leaf: Any) -> Any:
+    """Classes in one type, so that labels of any make one program and one saved run; no value is changed."""
+    if not jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == np.int32:
+        return leaf
+    fits = leaf.dtype.itemsize < 4
+    if isinstance(leaf, np.ndarray) and leaf.size and not fits:
+        limits = np.iinfo(np.int32)
+        fits = limits.min <= leaf.min() and leaf.max() <= limits.max
+    return leaf.astype(np.int32) if fits else leaf
 
 
 def _parts(goal: Any) -> list[Any]:
@@ -356,7 +387,7 @@ def logits_shape(model: Any, images: Any) -> int:
         out = forward.eval_shape(model, images)
     except Exception as error:
         own = next((line.rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
-        advice = _untraceable(error) or _narrow(error, images) or _transposed(model, images)
+        advice = _untraceable(error) or _mutable(error) or _narrow(error, images) or _transposed(model, images)
         where = f"the model failed on images of shape {shape}, NHWC{advice and f'; {advice}'}"
         raise ValueError(f"{type(error).__name__}: {own} ({where})") from error
     if not hasattr(out, "shape") or not jnp.issubdtype(out.dtype, jnp.floating):
@@ -373,6 +404,13 @@ def _untraceable(error: Exception) -> str:
     if not isinstance(error, jax.errors.JAXTypeError) or isinstance(error, jax.errors.UnexpectedTracerError):
         return ""
     return "JAX must be able to trace a model; a function of NumPy arrays is a HostModel(function, classes)"
+
+
+def _mutable(error: Exception) -> str:
+    """What to do with a Flax NNX network that counts its calls or averages batches while it is traced."""
+    if type(error).__name__ != "TraceContextError":
+        return ""
+    return "a Flax NNX network in training mode changes as it is called: network.eval() first, or from_nnx(network)"
 
 
 def _narrow(error: Exception, images: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
@@ -47,6 +48,11 @@ def _one_example(name: str, logits: Any, *classes: Any) -> None:
         )
     if jnp.shape(logits)[0] < 2:
         raise ValueError(f"logits must be of at least 2 classes; got shape {jnp.shape(logits)}")
+    count = jnp.shape(logits)[0]
+    for label in classes:
+        # of an array on a device it would cost a transfer for each loss
+        if isinstance(label, (int, np.integer, np.ndarray)) and not 0 <= label < count:
+            raise ValueError(f"labels must lie in [0, {count}), the classes of the logits; got {label}")
 
 
 def _others(logits: Logits, label: Label) -> Logits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -131,11 +131,17 @@ def replicated(devices: Sequence[Any] | None) -> NamedSharding:
         The sharding, over a mesh of one axis.
 
     Raises:
+        TypeError: what is no sequence of devices.
         ValueError: no devices.
     """
+    if devices is not None and (isinstance(devices, str) or not isinstance(devices, Iterable)):
+        raise TypeError(f"devices must be a list of devices such as jax.local_devices(); got {_checks.told(devices)}")
     devices = tuple(jax.local_devices() if devices is None else devices)
     if not devices:
         raise ValueError("devices must hold at least one device; got none")
+    for place, device in enumerate(devices):
+        if not isinstance(device, jax.Device):
+            raise TypeError(f"devices[{place}] must be a device, one of jax.devices(); got {_checks.told(device)}")
     mesh = jax.make_mesh((len(devices),), ("lanes",), axis_types=(AxisType.Auto,), devices=devices)
     return NamedSharding(mesh, PartitionSpec())
 

@@ -112,6 +112,7 @@ def test_a_pipeline_is_attacked_and_confirms_it(pipeline, tmp_path):
         lanes=8,
         devices=ONE_DEVICE,
         save_dir=tmp_path,
+        run_id="the pipeline",
         progress=False,
     )
     outcome = report.outcomes["square"]
@@ -164,6 +165,26 @@ def test_curves_count_queries_until_success():
     for budgets in ([], [-1], [np.nan]):
         with pytest.raises(ValueError, match="budgets must hold at least one number, all >= 0"):
             evaluate.queries_curve(found, budgets)
+
+
+def test_a_function_that_changes_as_it_is_used_wants_a_run_id_before_queries_are_bought(tmp_path):
+    images, labels = data(6)
+    service = Service(network)
+    attack = square(sets.Linf(0.05), queries=10)
+    options = {"key": KEY, "devices": ONE_DEVICE, "save_dir": tmp_path, "progress": False}
+
+    def run(**more):
+        return evaluate.robustness(HostModel(service, tiny.CLASSES), (images, labels), attack, **options, **more)
+
+    with pytest.raises(ValueError, match='another model function after the clean pass.*pass run_id="..."'):
+        run()
+    assert sum(service.sent) == len(images) + len(images[::2])
+    first = run(run_id="mine")
+    bought = sum(service.sent)
+    assert run(run_id="mine").union == first.union
+    # of the attack, only the probe and the claims once more
+    claims = int((~first.outcomes["square-linf"].robust).sum())
+    assert sum(service.sent) - bought == len(images) + len(images[::2]) + POINTS + claims
 
 
 def test_gradients_are_refused():
