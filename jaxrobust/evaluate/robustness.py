@@ -149,7 +149,7 @@ def _check_saving(save_dir: Any, run_id: Any) -> None:
 
 
 def _check_unchanged(before: dict[str, str], after: dict[str, str]) -> None:
-    """That the model is what it was before it was asked: else what is saved, and paid for, could not be gone on with."""
+    """That the model is what it was before it was asked: else what is saved, and paid for, is lost."""
     for part, identity in before.items():
         if after.get(part) != identity:
             raise ValueError(

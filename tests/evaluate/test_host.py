@@ -176,7 +176,7 @@ def test_a_function_that_changes_as_it_is_used_wants_a_run_id_before_queries_are
     def run(**more):
         return evaluate.robustness(HostModel(service, tiny.CLASSES), (images, labels), attack, **options, **more)
 
-    with pytest.raises(ValueError, match='another model function after the clean pass.*pass run_id="..."'):
+    with pytest.raises(ValueError, match=r'another model function after the clean pass.*pass run_id="..."'):
         run()
     assert sum(service.sent) == len(images) + len(images[::2])
     first = run(run_id="mine")

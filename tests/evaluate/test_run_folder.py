@@ -286,13 +286,13 @@ def test_settings_come_as_any_names_with_values(kind, evaluations, tmp_path):
     assert report.load(tmp_path).results["config"] == {"steps": 5, "inner": {"rate": 0.5}}
     assert is_finished(tmp_path, config)
     assert is_finished(tmp_path, made)
-    with pytest.raises(ValueError, match="with another steps$"):
+    with pytest.raises(ValueError, match=r"with another steps$"):
         is_finished(tmp_path, made | {"steps": 6})
 
 
 @pytest.mark.parametrize("config", [[1, 2], "abc", 3, Config])
 def test_settings_without_names_are_refused_before_anything_is_written(config, evaluations, tmp_path):
-    with pytest.raises(TypeError, match="config must be a dataclass, a dictionary or a namespace.*; got"):
+    with pytest.raises(TypeError, match=r"config must be a dataclass, a dictionary or a namespace.*; got"):
         save_run(tmp_path / "new", evaluations[:1], title="One", config=config)
     with pytest.raises(TypeError, match="config must be a dataclass"):
         is_finished(tmp_path / "new", config)
