@@ -140,8 +140,8 @@ def masking(
 
     Attacks on an ordinary network differ in a few examples by luck. So what is counted must exceed the stated share, or
     of two attacks on the same examples one must be ahead, beyond what chance explains (exact one-sided binomial tests,
-    each at 1 %): fewer examples let fewer signs be seen, and do not make any. "losses" and "steps", which count shares of
-    successes, need 20 of them.
+    each at 1 %): fewer examples let fewer signs be seen, and do not make any. Of fewer than 20 successes,
+    "losses" and "steps", which are about their shares, say nothing.
 
     Cost: an example takes at most 1 + 6 `steps` + `steps` backwards, about as many forwards, and `queries` + `samples`
     forwards where white-box attacks have failed, and 9 `steps` of both where these then succeed; successes end searches
