@@ -438,10 +438,11 @@ def model_values(model: Any, images: Any) -> None:
     """What only running the model on some images can tell: no probabilities, no randomness, every image treated alone,
     not NaN throughout.
     """
-    images = np.asarray(images)
+    images = _in_company(model, np.asarray(images))
     kept = len(images) - len(images) // 2
     first = np.asarray(forward(model, images))
-    second = np.asarray(forward(model, _beside_others(model, images, kept)))[-kept:]
+    # the same images in other places and beside others: negatives have other statistics in every batch
+    second = np.asarray(forward(model, np.concatenate([1 - images[kept:], images[:kept]])))[-kept:]
     if not np.isfinite(first).any():
         raise ValueError("the model must return finite logits; got only NaN or infinity")
     if not np.array_equal(first[:kept], second, equal_nan=True):
@@ -459,16 +460,16 @@ def model_values(model: Any, images: Any) -> None:
         )
 
 
-def _beside_others(model: Any, images: np.ndarray, kept: int) -> np.ndarray:
-    """The first images in other places and beside others: negatives have other statistics in every batch."""
-    if kept < len(images):
-        return np.concatenate([1 - images[kept:], images[:kept]])
-    pair = np.concatenate([1 - images, images])
+def _in_company(model: Any, images: np.ndarray) -> np.ndarray:
+    """The images, a single one twice: only in batches of one size are an image's logits rounded alike."""
+    if len(images) > 1:
+        return images
+    twice = np.concatenate([images, images])
     try:
-        forward.eval_shape(model, pair)
+        forward.eval_shape(model, twice)
     except Exception:  # of a model that takes one image at a time, which has none to mix
         return images
-    return pair
+    return twice
 
 
 def same_logits(alone: np.ndarray, beside: np.ndarray) -> None:

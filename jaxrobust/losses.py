@@ -74,7 +74,7 @@ def log_odds(logits: Logits, label: Label) -> Scalar:
         Any number; positive when all other classes together are likelier than y.
 
     Raises:
-        ValueError: logits or labels of a batch.
+        ValueError: logits or labels of a batch, or a label, of Python or NumPy, that is no class.
 
     Example:
         >>> float(log_odds(jnp.array([1000.0, 0.0]), 0))
@@ -98,7 +98,7 @@ def cross_entropy(logits: Logits, label: Label) -> Scalar:
         A number ≥ 0.
 
     Raises:
-        ValueError: logits or labels of a batch.
+        ValueError: logits or labels of a batch, or a label, of Python or NumPy, that is no class.
 
     Example:
         >>> float(cross_entropy(jnp.zeros(2), 0))  # log 2
@@ -119,7 +119,7 @@ def log_cross_entropy(logits: Logits, label: Label) -> Scalar:
         Any number.
 
     Raises:
-        ValueError: logits or labels of a batch.
+        ValueError: logits or labels of a batch, or a label, of Python or NumPy, that is no class.
     """
     _one_example("log_cross_entropy", logits, label)
     odds = log_odds(logits, label)
@@ -138,7 +138,7 @@ def targeted_cross_entropy(logits: Logits, target: Label) -> Scalar:
         A number ≤ 0.
 
     Raises:
-        ValueError: logits or targets of a batch.
+        ValueError: logits or targets of a batch, or a target, of Python or NumPy, that is no class.
     """
     _one_example("targeted_cross_entropy", logits, target)
     return -cross_entropy(logits, target)
@@ -166,7 +166,7 @@ def margin(logits: Logits, label: Label, *, k: int = 1, confidence: float = jnp.
         A number ≤ κ.
 
     Raises:
-        ValueError: logits or labels of a batch.
+        ValueError: logits or labels of a batch, or a label, of Python or NumPy, that is no class.
 
     Example:
         >>> float(margin(jnp.array([4.0, 2.0, 1.0, 0.0]), 0))
@@ -191,7 +191,7 @@ def targeted_margin(logits: Logits, target: Label, *, confidence: float = jnp.in
         A number ≤ κ.
 
     Raises:
-        ValueError: logits or targets of a batch.
+        ValueError: logits or targets of a batch, or a target, of Python or NumPy, that is no class.
 
     Reference:
         Carlini and Wagner, 2017, arXiv:1608.04644.
@@ -224,7 +224,7 @@ def dlr(logits: Logits, label: Label, *, k: int = 1) -> Scalar:
         A number ≥ −1.
 
     Raises:
-        ValueError: logits or labels of a batch.
+        ValueError: logits or labels of a batch, or a label, of Python or NumPy, that is no class.
 
     Example:
         >>> round(float(dlr(jnp.array([4.0, 2.0, 1.0, 0.0]), 0)), 4)
@@ -256,7 +256,7 @@ def targeted_dlr(logits: Logits, label: Label, target: Label) -> Scalar:
         The ratio; ascending it moves from y towards t.
 
     Raises:
-        ValueError: logits or labels of a batch.
+        ValueError: logits or labels of a batch, or a label, of Python or NumPy, that is no class.
 
     Example:
         >>> round(float(targeted_dlr(jnp.array([4.0, 2.0, 1.0, 0.0]), 0, 2)), 4)
