@@ -39,7 +39,9 @@ Scalar = Float[Array, ""]
 
 
 def _one_example(name: str, logits: Any, *classes: Any) -> None:
-    """That a loss is asked about one example, by shapes alone; the rows of a batch would be mixed in silence."""
+    """That a loss is asked about one example, by shapes, since the rows of a batch would be mixed in silence; and about
+    a class, where it can be looked at.
+    """
     if jnp.ndim(logits) != 1 or any(jnp.ndim(label) for label in classes):
         found = " and ".join(str(jnp.shape(given)) for given in (logits, *classes))
         raise ValueError(
