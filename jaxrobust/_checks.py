@@ -248,7 +248,7 @@ def _to_floats(images: Any) -> str:
     if not whole and images.dtype != bool:
         return ""
     largest = 255 if is_traced(images) else np.max(images, initial=0)
-    if largest == 1:
+    if images.dtype == bool or largest == 1:
         return "pass images.astype(np.float32)"
     return "divide by 255: images.astype(np.float32) / 255" if largest <= 255 else "divide by the value of white"
 
