@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+import os
+import pathlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -154,6 +156,23 @@ def off_mesh(function: _Function) -> _Function:
     return placed  # type: ignore[return-value]
 
 
+def path(name: str, value: Any) -> pathlib.Path:
+    """A path, or a string that is one."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path or a string; got {told(value)}")
+    return pathlib.Path(value)
+
+
+def saving(name: str, place: Any, run_id: Any) -> None:
+    """That progress can be saved where, and under the name, that is said."""
+    if place is not None:
+        path(name, place)
+    if not (run_id is None or isinstance(run_id, str)):
+        raise TypeError(f"run_id must be a string or None; got {run_id!r}")
+    if run_id is not None and place is None:
+        raise ValueError(f"run_id must come with {name}, where progress is saved under it; got {run_id!r} alone")
+
+
 def slip(text: str) -> None:
     """Warn of what is allowed, but probably not meant: once for each text, wherever it comes from."""
     warnings.warn(text, UserWarning, stacklevel=1)
@@ -176,7 +195,13 @@ def pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     if len(parts) != 2:
         raise TypeError(f"{wanted}; got {told(data)}")
-    return widened(as_array("images", parts[0])), as_array("labels", parts[1])
+    images, labels = parts
+    if isinstance(labels, Criterion) or (isinstance(labels, type) and issubclass(labels, Criterion)):
+        raise TypeError(
+            f"labels must be an array of integers, the true classes; got {told(labels)} (of the criteria, "
+            "evaluate.run_lanes and attacks.run take instances, in the place of labels)"
+        )
+    return widened(as_array("images", images)), as_array("labels", labels)
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
@@ -218,11 +243,24 @@ def image_shape(images: Any) -> None:
     """Rank, dtype and batch size of images."""
     _is_array("images", images, "an array")
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(f"images must be floating point in [0, 1]; got dtype {images.dtype} (divide uint8 by 255)")
+        raise TypeError(
+            f"images must be floating point in [0, 1]; got dtype {images.dtype}{_in_brackets(_to_floats(images))}"
+        )
     shape = tuple(images.shape)
     axes(shape)
     if 0 in shape:
         raise ValueError(f"images must hold at least one image and pixel; got shape {shape}")
+
+
+def _to_floats(images: Any) -> str:
+    """What is to be done to images that are not floating point, as far as their type and values tell."""
+    whole = np.issubdtype(images.dtype, np.integer)
+    if not whole and images.dtype != bool:
+        return ""
+    largest = 255 if is_traced(images) else np.max(images, initial=0)
+    if images.dtype == bool or largest == 1:
+        return "pass images.astype(np.float32)"
+    return "divide by 255: images.astype(np.float32) / 255" if largest <= 255 else "divide by the value of white"
 
 
 def axes(shape: tuple[int, ...]) -> None:
@@ -277,7 +315,7 @@ def criterion(labels: Any, images: Any) -> Criterion:
     """A criterion with one of all its numbers an image; integer labels stand for misclassification."""
     if not isinstance(labels, Criterion):
         label_shape("labels", labels, images)
-        return Misclassified(labels)
+        return Misclassified(_as_int32(labels))
     parts = _parts(labels)
     for around, part in itertools.pairwise(parts):
         if not isinstance(part, Criterion):
@@ -290,7 +328,19 @@ def criterion(labels: Any, images: Any) -> Criterion:
     for leaf in jax.tree.leaves(labels):
         if jnp.shape(leaf) not in ((), count):
             raise ValueError(f"probability must have shape () or {count}, one an image; got {jnp.shape(leaf)}")
-    return jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) else jnp.broadcast_to(leaf, count), labels)
+    whole = jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) else jnp.broadcast_to(leaf, count), labels)
+    return jax.tree.map(_as_int32, whole)
+
+
+def _as_int32(leaf: Any) -> Any:
+    """Classes in one type, so that labels of any make one program and one saved run; no value is changed."""
+    if not jnp.issubdtype(leaf.dtype, jnp.integer) or leaf.dtype == np.int32:
+        return leaf
+    fits = leaf.dtype.itemsize < 4
+    if isinstance(leaf, np.ndarray) and leaf.size and not fits:
+        limits = np.iinfo(np.int32)
+        fits = limits.min <= leaf.min() and leaf.max() <= limits.max
+    return leaf.astype(np.int32) if fits else leaf
 
 
 def _parts(goal: Any) -> list[Any]:
@@ -347,7 +397,7 @@ def logits_shape(model: Any, images: Any) -> int:
         out = forward.eval_shape(model, images)
     except Exception as error:
         own = next((line.rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
-        advice = _untraceable(error) or _narrow(error, images) or _transposed(model, images)
+        advice = _untraceable(error) or _mutable(error) or _narrow(error, images) or _transposed(model, images)
         where = f"the model failed on images of shape {shape}, NHWC{advice and f'; {advice}'}"
         raise ValueError(f"{type(error).__name__}: {own} ({where})") from error
     if not hasattr(out, "shape") or not jnp.issubdtype(out.dtype, jnp.floating):
@@ -364,6 +414,13 @@ def _untraceable(error: Exception) -> str:
     if not isinstance(error, jax.errors.JAXTypeError) or isinstance(error, jax.errors.UnexpectedTracerError):
         return ""
     return "JAX must be able to trace a model; a function of NumPy arrays is a HostModel(function, classes)"
+
+
+def _mutable(error: Exception) -> str:
+    """What to do with a Flax NNX network that counts its calls or averages batches while it is traced."""
+    if type(error).__name__ != "TraceContextError":
+        return ""
+    return "a Flax NNX network in training mode changes as it is called: network.eval() first, or from_nnx(network)"
 
 
 def _narrow(error: Exception, images: Any) -> str:
@@ -391,7 +448,7 @@ def model_values(model: Any, images: Any) -> None:
     """What only running the model on some images can tell: no probabilities, no randomness, every image treated alone,
     not NaN throughout.
     """
-    images = np.asarray(images)
+    images = _in_company(model, np.asarray(images))
     kept = len(images) - len(images) // 2
     first = np.asarray(forward(model, images))
     # the same images in other places and beside others: negatives have other statistics in every batch
@@ -411,6 +468,18 @@ def model_values(model: Any, images: Any) -> None:
             "the model must return logits; got what look like probabilities (all in [0, 1], rows sum to 1): "
             "drop the softmax, or attack its logarithm"
         )
+
+
+def _in_company(model: Any, images: np.ndarray) -> np.ndarray:
+    """The images, a single one twice: only in batches of one size are an image's logits rounded alike."""
+    if len(images) > 1:
+        return images
+    twice = np.concatenate([images, images])
+    try:
+        forward.eval_shape(model, twice)
+    except Exception:  # of a model that takes one image at a time, which has none to mix
+        return images
+    return twice
 
 
 def same_logits(alone: np.ndarray, beside: np.ndarray) -> None:

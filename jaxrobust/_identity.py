@@ -14,8 +14,10 @@ from jaxrobust._taken_apart import Node, Unknown, Used, node_of
 
 __all__ = ["identity"]
 
+RUN_ID = 'Pass run_id="...", a name of your own for this run, that stands for what cannot be read'
 
-def identity(value: Any, *, what: str = "value", run_id: str | None = None) -> str:
+
+def identity(value: Any, *, what: str = "value", run_id: str | None = None, advice: str = RUN_ID) -> str:
     """A digest of what a value is: of another value, another; of one built alike, in any process, the same.
 
     It rests on types, numbers (arrays by dtype, shape and bytes), structure, and functions: by code, constants,
@@ -27,6 +29,7 @@ def identity(value: Any, *, what: str = "value", run_id: str | None = None) -> s
         what: how errors call it.
         run_id: stands for whatever is not made of numbers, names, containers, frozen dataclasses and networks:
             functions and other objects of the user's then count by their names alone.
+        advice: the way out that errors name, where it is another.
 
     Returns:
         64 hexadecimal digits.
@@ -41,10 +44,10 @@ def identity(value: Any, *, what: str = "value", run_id: str | None = None) -> s
     """
     if not (run_id is None or isinstance(run_id, str)):
         raise TypeError(f"run_id must be a string or None; got {run_id!r}")
-    return _digest(*_graph(value, what, run_id))
+    return _digest(*_graph(value, what, run_id, advice))
 
 
-def _graph(value: Any, what: str, run_id: str | None) -> tuple[list[Node], list[list[int]]]:
+def _graph(value: Any, what: str, run_id: str | None, advice: str) -> tuple[list[Node], list[list[int]]]:
     """Every value that can be reached, the first one first, and whom each is made of."""
     nodes: list[Node] = []
     edges: list[list[int]] = []
@@ -55,14 +58,10 @@ def _graph(value: Any, what: str, run_id: str | None) -> tuple[list[Node], list[
         try:
             node = node_of(value, run_id)
         except Exception as error:  # Unknown, or whatever the objects' own code raises
-            got = (
-                error
-                if isinstance(error, Unknown)
-                else f"a {type(value).__module__}.{type(value).__qualname__} ({error!r})"
-            )
+            kind = type(value)
+            got = error if isinstance(error, Unknown) else f"a {kind.__module__}.{kind.__qualname__} ({error!r})"
             raise ValueError(
-                f"{path} must be something that can be recognised in another process; got {got}. Pass "
-                'run_id="...", a name of your own for this run, that stands for what cannot be read'
+                f"{path} must be something that can be recognised in another process; got {got}. {advice}"
             ) from None
         made_of = []
         for name, part in node.parts:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
@@ -38,7 +39,9 @@ Scalar = Float[Array, ""]
 
 
 def _one_example(name: str, logits: Any, *classes: Any) -> None:
-    """That a loss is asked about one example, by shapes alone; the rows of a batch would be mixed in silence."""
+    """That a loss is asked about one example, by shapes, since the rows of a batch would be mixed in silence; and about
+    a class, where it can be looked at.
+    """
     if jnp.ndim(logits) != 1 or any(jnp.ndim(label) for label in classes):
         found = " and ".join(str(jnp.shape(given)) for given in (logits, *classes))
         raise ValueError(
@@ -47,6 +50,11 @@ def _one_example(name: str, logits: Any, *classes: Any) -> None:
         )
     if jnp.shape(logits)[0] < 2:
         raise ValueError(f"logits must be of at least 2 classes; got shape {jnp.shape(logits)}")
+    count = jnp.shape(logits)[0]
+    for label in classes:
+        # of an array on a device it would cost a transfer for each loss
+        if isinstance(label, (int, np.integer, np.ndarray)) and not 0 <= label < count:
+            raise ValueError(f"labels must lie in [0, {count}), the classes of the logits; got {label}")
 
 
 def _others(logits: Logits, label: Label) -> Logits:
@@ -68,7 +76,7 @@ def log_odds(logits: Logits, label: Label) -> Scalar:
         Any number; positive when all other classes together are likelier than y.
 
     Raises:
-        ValueError: logits or labels of a batch.
+        ValueError: logits or labels of a batch, or a label, of Python or NumPy, that is no class.
 
     Example:
         >>> float(log_odds(jnp.array([1000.0, 0.0]), 0))
@@ -92,7 +100,7 @@ def cross_entropy(logits: Logits, label: Label) -> Scalar:
         A number ≥ 0.
 
     Raises:
-        ValueError: logits or labels of a batch.
+        ValueError: logits or labels of a batch, or a label, of Python or NumPy, that is no class.
 
     Example:
         >>> float(cross_entropy(jnp.zeros(2), 0))  # log 2
@@ -113,7 +121,7 @@ def log_cross_entropy(logits: Logits, label: Label) -> Scalar:
         Any number.
 
     Raises:
-        ValueError: logits or labels of a batch.
+        ValueError: logits or labels of a batch, or a label, of Python or NumPy, that is no class.
     """
     _one_example("log_cross_entropy", logits, label)
     odds = log_odds(logits, label)
@@ -132,7 +140,7 @@ def targeted_cross_entropy(logits: Logits, target: Label) -> Scalar:
         A number ≤ 0.
 
     Raises:
-        ValueError: logits or targets of a batch.
+        ValueError: logits or targets of a batch, or a target, of Python or NumPy, that is no class.
     """
     _one_example("targeted_cross_entropy", logits, target)
     return -cross_entropy(logits, target)
@@ -160,7 +168,7 @@ def margin(logits: Logits, label: Label, *, k: int = 1, confidence: float = jnp.
         A number ≤ κ.
 
     Raises:
-        ValueError: logits or labels of a batch.
+        ValueError: logits or labels of a batch, or a label, of Python or NumPy, that is no class.
 
     Example:
         >>> float(margin(jnp.array([4.0, 2.0, 1.0, 0.0]), 0))
@@ -185,7 +193,7 @@ def targeted_margin(logits: Logits, target: Label, *, confidence: float = jnp.in
         A number ≤ κ.
 
     Raises:
-        ValueError: logits or targets of a batch.
+        ValueError: logits or targets of a batch, or a target, of Python or NumPy, that is no class.
 
     Reference:
         Carlini and Wagner, 2017, arXiv:1608.04644.
@@ -218,7 +226,7 @@ def dlr(logits: Logits, label: Label, *, k: int = 1) -> Scalar:
         A number ≥ −1.
 
     Raises:
-        ValueError: logits or labels of a batch.
+        ValueError: logits or labels of a batch, or a label, of Python or NumPy, that is no class.
 
     Example:
         >>> round(float(dlr(jnp.array([4.0, 2.0, 1.0, 0.0]), 0)), 4)
@@ -250,7 +258,7 @@ def targeted_dlr(logits: Logits, label: Label, target: Label) -> Scalar:
         The ratio; ascending it moves from y towards t.
 
     Raises:
-        ValueError: logits or labels of a batch.
+        ValueError: logits or labels of a batch, or a label, of Python or NumPy, that is no class.
 
     Example:
         >>> round(float(targeted_dlr(jnp.array([4.0, 2.0, 1.0, 0.0]), 0, 2)), 4)

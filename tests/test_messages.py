@@ -85,6 +85,7 @@ def test_unknown_losses_are_refused_when_the_attack_is_built(name):
     make(name, loss=lambda logits, goal: logits[0])
 
 
+@pytest.mark.filterwarnings("ignore:Linf of radius 0")
 @pytest.mark.parametrize("kind", [attacks.PGD, attacks.FMN, attacks.Square, attacks.RandomSearch])
 def test_classes_let_the_placeholders_pass_around_which_jax_rebuilds_pytrees(kind):
     attack = {attacks.PGD: attacks.pgd, attacks.FMN: attacks.fmn, attacks.Square: attacks.square}.get(
@@ -154,8 +155,8 @@ def run(model=MODEL, images=X, labels=Y):
     return attacks.run(ATTACK, model, images, labels, key=KEY)
 
 
-def robustness(data=(X, Y), model=MODEL):
-    return evaluate.robustness(model, data, ATTACK, key=KEY)
+def robustness(data=(X, Y), model=MODEL, **options):
+    return evaluate.robustness(model, data, ATTACK, key=KEY, progress=False, **options)
 
 
 def autoattack(**options):
@@ -183,6 +184,16 @@ def tensor(array):
 
 def no_array(self, *args, **options):
     raise RuntimeError("it is on another device")
+
+
+class Trained(nnx.Module):
+    """A network as it is while it is trained."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __call__(self, images):
+        return self.layer(images.reshape(len(images), -1)[:, :4])
 
 
 def fails(images):
@@ -251,6 +262,11 @@ MESSAGES = {
         ["images must be one array; got Tensor", "images.detach().cpu().numpy()"],
     ),
     "bytes": (lambda: run(images=(X * 255).astype(np.uint8)), TypeError, ["images must be floating", "by 255"]),
+    "whole numbers": (lambda: run(images=(X * 255).astype(int)), TypeError, ["images must be floating", "by 255"]),
+    "bits": (lambda: run(images=X > 0.5), TypeError, ["got dtype bool (pass images.astype(np.float32))"]),
+    "bits as integers": (lambda: run(images=(X > 0.5).astype(int)), TypeError, ["int64 (pass images.astype(np.float"]),
+    "large numbers": (lambda: run(images=(X * 65535).astype(np.uint16)), TypeError, ["uint16 (divide by the value of"]),
+    "words for images": (lambda: run(images=np.array(["a"])), TypeError, ["images must be floating", "got dtype <U1"]),
     "one image": (lambda: run(images=COLOUR[0]), ValueError, ["got (8, 8, 3)", "images[None]"]),
     "one grey image": (lambda: run(images=GREY[0, ..., None]), ValueError, ["got (28, 28, 1)", "images[None]"]),
     "grey images": (lambda: run(images=GREY), ValueError, ["got (5, 28, 28)", "images[..., None]"]),
@@ -273,6 +289,49 @@ MESSAGES = {
     "one-hot integers": (lambda: run(labels=ONE_HOT.astype(int)), ValueError, ["(8,)", "(8, 3)", "labels.argmax(-1)"]),
     "a column of labels": (lambda: run(labels=Y[:, None]), ValueError, ["got (8, 1)", "labels[:, 0]"]),
     "labels that are floats": (lambda: run(labels=Y / 1), TypeError, ["got float64[8]", "labels.astype(np.int32)"]),
+    "a criterion for labels": (
+        lambda: robustness((X, jr.Targeted((Y + 1) % 3))),
+        TypeError,
+        ["labels must be an array of integers", "got Targeted", "evaluate.run_lanes"],
+    ),
+    "a criterion's class": (
+        lambda: robustness((X, jr.Misclassified)),
+        TypeError,
+        ["labels must be an array of integers", "got the class Misclassified"],
+    ),
+    "labels beyond 32 bits": (lambda: run(labels=Y + 2**32), ValueError, ["labels must lie in [0, 3)", "4294967296"]),
+    "a folder that is none": (
+        lambda: robustness(save_dir=3),
+        TypeError,
+        ["save_dir must be a path or a string; got 3"],
+    ),
+    "a run_id that is none": (lambda: robustness(run_id=3), TypeError, ["run_id must be a string or None; got 3"]),
+    "a run_id alone": (lambda: robustness(run_id="a"), ValueError, ["run_id must come with save_dir", "got 'a' alone"]),
+    "a number of devices": (lambda: robustness(devices=3), TypeError, ["devices must be a list of devices", "got 3"]),
+    "one device": (lambda: robustness(devices=jax.devices()[0]), TypeError, ["devices must be a list", "got Device"]),
+    "a device's name": (lambda: robustness(devices=["cpu"]), TypeError, ["devices[0] must be a device", "got 'cpu'"]),
+    "no radius": (
+        lambda: attacks.fgsm(sets.Linf(None)),
+        TypeError,
+        ["set must have a number as its radius; got Linf of radius None"],
+    ),
+    "a list to worst_of": (
+        lambda: attacks.worst_of([ATTACK, ATTACK]),
+        TypeError,
+        ["attacks must be attacks", "got list (unpack it: *attacks)"],
+    ),
+    "a label out of range": (lambda: jr.losses.margin(jnp.ones(4), 9), ValueError, ["labels must lie in [0, 4)", "9"]),
+    "a label below 0": (lambda: jr.losses.dlr(jnp.ones(4), np.int64(-1)), ValueError, ["labels must lie in", "got -1"]),
+    "dropout in a function": (
+        lambda: run(wrapped(lambda x, network=Trained(nnx.Dropout(0.5, rngs=nnx.Rngs(0))): network(x))),
+        ValueError,
+        ["TraceContextError", "training mode", "network.eval() first"],
+    ),
+    "BatchNorm in a function": (
+        lambda: run(wrapped(lambda x, network=Trained(nnx.BatchNorm(4, rngs=nnx.Rngs(0))): network(x))),
+        ValueError,
+        ["TraceContextError", "training mode", "network.eval() first"],
+    ),
     "batches": (lambda: robustness(BATCHES), TypeError, ["data must be a pair", "list of batches", "np.concatenate"]),
     "more batches": (lambda: robustness(BATCHES * 2), TypeError, ["data must be a pair", "of batches"]),
     "endless batches": (lambda: robustness(itertools.cycle(BATCHES)), TypeError, ["data must be a pair", "of batches"]),
@@ -333,6 +392,22 @@ MESSAGES = {
     "norm of plus": (lambda: autoattack(norm="l1", version="plus"), ValueError, ["norm must", "for version 'plus'"]),
     "version": (lambda: autoattack(version="Standard"), ValueError, ["version must", "did you mean 'standard'?"]),
     "suite": (lambda: attacks.suite("autoattack_linf"), ValueError, ["name must", "did you mean 'autoattack-linf'?"]),
+    "a run's arguments swapped": (
+        lambda: evaluate.save_run([], "runs/a", title="t"),
+        TypeError,
+        ["run_dir must be a path or a string; got list"],
+    ),
+    "no list of evaluations": (
+        lambda: evaluate.save_run("runs/a", ATTACK, title="t"),
+        TypeError,
+        ["evaluations must be a list of evaluations; got PGD"],
+    ),
+    "evaluations of attacks": (
+        lambda: evaluate.save_run("runs/a", [ATTACK], title="t"),
+        TypeError,
+        ["evaluations[0] must be an Evaluation; got PGD"],
+    ),
+    "a finished run's folder": (lambda: evaluate.is_finished(3, {}), TypeError, ["run_dir must be a path", "got 3"]),
     "fab restarts": (lambda: attacks.fab(sets.L2(1.0), restarts=0), ValueError, ["restarts must be >= 1; got 0"]),
     "grid points": (
         lambda: attacks.grid_search(sets.RotationTranslation(), points=3),
@@ -382,6 +457,7 @@ def warned(call):
 
 SLIPS = {
     "Linf of bytes": (lambda: sets.Linf(8), ["Linf of radius 8", "did you mean 8 / 255?"]),
+    "a radius that was rounded": (lambda: sets.Linf(8 // 255), ["Linf of radius 0", "8 // 255", "write 0.0"]),
     "Linf at another radius": (lambda: sets.Linf(0.1).with_radius(16.0), ["did you mean 16 / 255?"]),
     "L0 of a share": (lambda: sets.L0(0.03), ["L0 of radius 0.03", "counts what changes"]),
     "L0 of a share within": (lambda: sets.Masked(sets.L0(0.5), np.ones((2, 2, 3), bool)), ["L0 of radius 0.5"]),
@@ -409,6 +485,7 @@ NO_SLIPS = {
     "a rebuilt set": lambda: jax.tree.map(lambda leaf: 8 * leaf, sets.Linf(np.float64(0.5))),
     "a traced radius": lambda: jax.jit(lambda r: sets.Linf(r).radius)(8.0),
     "an array": lambda: sets.Linf(jnp.float32(8)),
+    "no radius": lambda: (sets.Linf(0.0), sets.Linf(np.float32(0)), sets.Linf(jnp.int32(0))),
     "counts": lambda: (sets.L0(1), sets.L0(24.0), sets.L0(0), sets.L0(1e6)),
     "many channels": lambda: evaluate.predict(wrapped(lambda x: x.mean((1, 2))), np.zeros((2, 3, 4, 5), np.float32)),
     "small images": lambda: evaluate.predict(wrapped(lambda x: x.mean((1, 2))), np.zeros((2, 3, 3, 3), np.float32)),

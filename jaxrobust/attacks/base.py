@@ -198,6 +198,9 @@ def check_set(set: Any) -> None:
     """That a function which makes an attack was given a set."""
     if not isinstance(set, PerturbationSet):
         raise TypeError(f"set must be a perturbation set such as Linf(8 / 255); got {_checks.told(set)}")
+    # not when the set is built, since JAX rebuilds pytrees around None
+    if getattr(set, "radius", 0.0) is None:
+        raise TypeError(f"set must have a number as its radius; got {type(set).__name__} of radius None")
 
 
 def check_field(set: Any) -> None:

@@ -298,7 +298,8 @@ def run(
     """Attack a batch of images.
 
     Pure: it can be called inside `jit`, and `vmap` over the attack's numbers, the key or the parameters works. Called
-    outside, it compiles itself once for all radii, step sizes, parameters and data of one shape.
+    outside, it compiles itself once for all radii, step sizes, parameters and data of one shape. Inside `jax.shard_map`
+    it needs `check_vma=False`, since its loops begin with what is equal on all devices and end with what is not.
 
     Args:
         attack: such as `attacks.pgd(sets.Linf(8 / 255))`.

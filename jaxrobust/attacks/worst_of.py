@@ -317,7 +317,8 @@ def worst_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
         raise ValueError("attacks must hold at least one attack; got none")
     for attack in attacks:
         if not isinstance(attack, Attack):
-            raise TypeError(f"attacks must be attacks such as pgd(Linf(8 / 255)); got {attack!r}")
+            advice = " (unpack it: *attacks)" if isinstance(attack, (list, tuple)) else ""
+            raise TypeError(f"attacks must be attacks such as pgd(Linf(8 / 255)); got {_checks.told(attack)}{advice}")
     restarts = [attack.restarts for attack in attacks]
     if len(set(restarts)) > 1:
         raise ValueError(f"attacks must have equal restarts; got {restarts}")

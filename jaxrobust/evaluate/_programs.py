@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -131,11 +131,17 @@ def replicated(devices: Sequence[Any] | None) -> NamedSharding:
         The sharding, over a mesh of one axis.
 
     Raises:
+        TypeError: what is no sequence of devices.
         ValueError: no devices.
     """
+    if devices is not None and (isinstance(devices, str) or not isinstance(devices, Iterable)):
+        raise TypeError(f"devices must be a list of devices such as jax.local_devices(); got {_checks.told(devices)}")
     devices = tuple(jax.local_devices() if devices is None else devices)
     if not devices:
         raise ValueError("devices must hold at least one device; got none")
+    for place, device in enumerate(devices):
+        if not isinstance(device, jax.Device):
+            raise TypeError(f"devices[{place}] must be a device, one of jax.devices(); got {_checks.told(device)}")
     mesh = jax.make_mesh((len(devices),), ("lanes",), axis_types=(AxisType.Auto,), devices=devices)
     return NamedSharding(mesh, PartitionSpec())
 
@@ -204,15 +210,17 @@ def forward(model: Classifier | HostModel, images: Any, rows: np.ndarray, size: 
 
 
 def clean_logits(model: Classifier | HostModel, images: Any, *, batch_size: int) -> np.ndarray:
-    """`predict`; a host model is asked about a few images once more, beside others.
+    """`predict`; a host model is asked about a few images once more, beside others, or one beside its negative.
 
     Raises:
         ValueError: it then answers otherwise.
     """
     logits = predict(model, images, batch_size=batch_size)
     if isinstance(model, HostModel):
-        again = model(np.asarray(images[::2][:ASKED_AGAIN]))
-        _checks.same_logits(logits[::2][:ASKED_AGAIN], again)
+        images = np.asarray(images[::2][:ASKED_AGAIN])
+        # in other company than the first time
+        batch = images if len(logits) > 1 else np.concatenate([1 - images, images])
+        _checks.same_logits(logits[::2][:ASKED_AGAIN], model(batch)[-len(images) :])
     return logits
 
 

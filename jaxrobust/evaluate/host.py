@@ -19,10 +19,11 @@ class HostModel:
     """A model given as a function on NumPy arrays, attacked in the lanes by attacks that use no gradients.
 
     `robustness`, `curve`, `run_lanes` and `predict` take it where they take a `Classifier`. The function is called on
-    the clean images, on up to eight of them once more to see that it answers alike, then on the points that the
-    examples still in search mean to ask, never on padding, and on the points that are claimed; so where queries cost
-    money, `forwards` says how many were bought. A run that saves asks 16 points more, each time it starts, to see that
-    it is the same model still. The function is given arrays of its own, in which it may work.
+    the clean images, on up to eight of them once more to see that it answers alike (on a single one beside its
+    negative), then on the points that the examples still in search mean to ask, never on padding, and on the points
+    that are claimed; so where queries cost money, `forwards` says how many were bought. A run that saves asks 16 points
+    more, each time it starts, to see that it is the same model still. The function is given arrays of its own, in which
+    it may work.
 
     Args:
         function: `images (n, H, W, C), 1 ≤ n -> scores (n, K)`, in the images' floating dtype, [0, 1]; n varies. Scores

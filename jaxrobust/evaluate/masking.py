@@ -30,6 +30,7 @@ LEFT = 0.01  # accuracy that may be left where every image can become every othe
 LATE = 0.1  # share of all successes for which the second half of the steps may be needed
 ZERO = 0.001  # share of examples without a gradient
 MISSED = 0.2  # share of the examples fooled by one loss that the other may miss
+FEWEST = 20  # successes of which shares are told: of fewer, all are close calls, which fall together
 TARGETS = 9  # classes at which gradients are aimed, one after the other, at what other attacks have fooled
 LOOKED_AT = 128  # examples whose loss is followed
 RADII = (0.5, 1.0, 2.0)  # times the set's
@@ -139,7 +140,8 @@ def masking(
 
     Attacks on an ordinary network differ in a few examples by luck. So what is counted must exceed the stated share, or
     of two attacks on the same examples one must be ahead, beyond what chance explains (exact one-sided binomial tests,
-    each at 1 %): fewer examples let fewer signs be seen, and do not make any.
+    each at 1 %): fewer examples let fewer signs be seen, and do not make any. Of fewer than 20 successes,
+    "losses" and "steps", which are about their shares, say nothing.
 
     Cost: an example takes at most 1 + 6 `steps` + `steps` backwards, about as many forwards, and `queries` + `samples`
     forwards where white-box attacks have failed, and 9 `steps` of both where these then succeed; successes end searches
@@ -331,7 +333,9 @@ def _losses(by_entropy: np.ndarray, by_dlr: np.ndarray) -> Check:
         f"{name} fools {_percent(own.mean())} and misses {_percent(missed[name])} of what the other fools"
         for name, (own, _) in pairs.items()
     )
-    flagged = any(_exceeds((other & ~own).sum(), other.sum(), MISSED) for own, other in pairs.values())
+    flagged = any(
+        other.sum() >= FEWEST and _exceeds((other & ~own).sum(), other.sum(), MISSED) for own, other in pairs.values()
+    )
     return Check("losses", flagged, verdict, missed)
 
 
@@ -339,7 +343,8 @@ def _steps(half: int, whole: int, fooled: int, count: int, steps: int) -> Check:
     """Of how many examples are left after half of the steps, and after all."""
     verdict = f"{_percent(half / count)} is left after {steps // 2} steps, {_percent(whole / count)} after {steps}"
     numbers = {"half": half / count, "whole": whole / count}
-    return Check("steps", _exceeds(half - whole, fooled, LATE), verdict, numbers)
+    flagged = fooled >= FEWEST and _exceeds(half - whole, fooled, LATE)
+    return Check("steps", flagged, verdict, numbers)
 
 
 def _percent(share: float) -> str:

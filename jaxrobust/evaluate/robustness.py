@@ -67,8 +67,8 @@ def robustness(
         devices: where to run; by default all local devices.
         save_dir: a folder in which progress is saved, also when an exception or Ctrl-C ends the evaluation; started
             again, it goes on from there. Files of another evaluation are refused; see `save` of `run_lanes`.
-        run_id: a name of your own for the evaluation, where something in the model or an attack cannot be recognised
-            in another process; see `run_lanes`.
+        run_id: a name of your own for the evaluation, with `save_dir`, where something in the model or an attack cannot
+            be recognised in another process, or changes as it is used (a count of calls); see `run_lanes`.
         progress: whether to show a progress bar for each attack.
 
     Returns:
@@ -76,7 +76,8 @@ def robustness(
 
     Raises:
         TypeError: images, labels or key of the wrong dtype, or not attacks.
-        ValueError: see `attacks.run` and `run_lanes`; or two attacks of one name.
+        ValueError: see `attacks.run` and `run_lanes`; or two attacks of one name, or a model that is saved and that the
+            clean pass has changed without a `run_id`.
 
     Example:
         >>> x, y = jr.data.load("digits")  # doctest: +SKIP
@@ -88,13 +89,17 @@ def robustness(
         raise TypeError(f"trained_on must be a sequence of names; got the string {trained_on!r}")
     _checks.count("lanes", lanes)
     everywhere = replicated(devices)
+    _checks.saving("save_dir", save_dir, run_id)
     # before the model is first asked, since some functions count their calls
     known = None if save_dir is None else _saved.of_model(model, run_id)
     for i, attack in enumerate(named.values()):
         check(attack, model, images, labels, key=key, ask=i == 0)
+    given = model
     # placed here once, so that all forward passes share one program
     model = jax.device_put(model, everywhere)
     logits = clean_logits(model, images, batch_size=lanes)
+    if known is not None and run_id is None:
+        _check_unchanged(known, _saved.of_model(given, None))
     fate, points, prediction = _clean_fate(logits, labels), images, logits.argmax(-1)
     outcomes = {}
     for attack_name, attack in named.items():
@@ -131,6 +136,16 @@ def robustness(
         trained_on=tuple(trained_on),
         notes=dict(notes or {}),
     )
+
+
+def _check_unchanged(before: dict[str, str], after: dict[str, str]) -> None:
+    """That the model is what it was before it was asked: else what is saved, and paid for, is lost."""
+    for part, identity in before.items():
+        if after.get(part) != identity:
+            raise ValueError(
+                f"model must not change as it is used where progress is saved; got another {part} after the clean pass "
+                '(a count of calls, a cache?): pass run_id="...", a name of your own for this run'
+            )
 
 
 def _clean_fate(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import datetime
 import pathlib
 import platform
 import sys
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,16 +39,19 @@ def is_finished(run_dir: str | pathlib.Path, config: Any) -> bool:
         True if it does, False if it holds no finished run.
 
     Raises:
+        TypeError: a folder that is no path, or settings that have no names.
         ValueError: it holds a finished run of other settings or of another version, or settings cannot be identified.
     """
-    if not (pathlib.Path(run_dir) / "results.json").exists():
+    folder, settings = _checks.path("run_dir", run_dir), _settings(config)
+    if not (folder / "results.json").exists():
         return False
-    found, wanted = report.load(run_dir).results.get("identity"), _identified(config)
+    found, wanted = report.load(run_dir).results.get("identity"), _identified(settings)
     if not isinstance(found, dict):
         raise ValueError(f"run_dir must be new for this version; {run_dir} holds a run of another version")
     unknown = [name for name, digest in wanted.items() if digest is None]
     if unknown:
-        _store.identity(_settings(config)[unknown[0]], what=f"config.{unknown[0]}")  # which says why
+        advice = "Keep it out of config, or put a name in its place"
+        _store.identity(settings[unknown[0]], what=f"config.{unknown[0]}", advice=advice)  # which says why
     other = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
     if other:
         raise ValueError(f"run_dir must be new for new settings; {run_dir} holds a run with another {', '.join(other)}")
@@ -60,13 +65,20 @@ def _settings(config: Any) -> dict[str, Any]:
         return {"type": type(config), **fields}
     if config is None:
         return {}
-    return {str(name): value for name, value in config.items()} if isinstance(config, Mapping) else {"config": config}
+    if isinstance(config, (argparse.Namespace, types.SimpleNamespace)):
+        config = vars(config)
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            "config must be a dataclass, a dictionary or a namespace, whose settings have names; got "
+            f"{_checks.told(config)}"
+        )
+    return {str(name): value for name, value in config.items()}
 
 
-def _identified(config: Any) -> dict[str, str | None]:
+def _identified(settings: dict[str, Any]) -> dict[str, str | None]:
     """What tells a run from others: each setting's identity, None of one that has none, and the version."""
     found: dict[str, str | None] = {"version of jaxrobust": _store.versions()["jaxrobust"]}
-    for name, value in _settings(config).items():
+    for name, value in settings.items():
         try:
             found[name] = _store.identity(value)
         except ValueError:  # the run is done, and must not be lost for it
@@ -97,7 +109,7 @@ def save_run(
         models: the classifiers by name, to label the adversarial pictures with what they predict now; None takes what
             they predicted when successes were confirmed.
         data: what the data is: "name", "split", "class_names".
-        config: the run's configuration, a dataclass or dictionary.
+        config: the run's configuration: a dataclass, a dictionary or a namespace, such as argparse's.
         curves: from `curves`.
         trajectories: from `trajectories`.
         seconds: wall time of the whole run.
@@ -109,10 +121,11 @@ def save_run(
         The page, an HTML file.
 
     Raises:
+        TypeError: a folder that is no path, no evaluations, or a configuration whose settings have no names.
         ValueError: the folder holds a finished run, or the evaluations are none, have one name, or differ in their
             examples or attacks.
     """
-    run_dir = pathlib.Path(run_dir)
+    run_dir, settings = _checks.path("run_dir", run_dir), _settings(config)
     if (run_dir / "results.json").exists() and not overwrite:
         raise ValueError(f"run_dir must not hold a run already; got {run_dir}")
     _checks.count("pictures", pictures, low=0)
@@ -137,8 +150,8 @@ def save_run(
         "seconds": seconds,
         "data": about,
         "key": first.key,
-        "config": _store.describe(config if config is not None else {}),
-        "identity": _identified(config),
+        "config": _store.describe(config if dataclasses.is_dataclass(config) else settings),
+        "identity": _identified(settings),
         "versions": _store.versions(),
         "device": _device(),
         "attacks": {name: _about(outcome.attack) for name, outcome in first.outcomes.items()},
@@ -254,6 +267,12 @@ def _about(attack: Attack) -> dict[str, Any]:
 
 
 def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
+    if isinstance(evaluations, Evaluation) or not isinstance(evaluations, Sequence):
+        advice = " (pass [evaluation])" if isinstance(evaluations, Evaluation) else ""
+        raise TypeError(f"evaluations must be a list of evaluations; got {_checks.told(evaluations)}{advice}")
+    for place, evaluation in enumerate(evaluations):
+        if not isinstance(evaluation, Evaluation):
+            raise TypeError(f"evaluations[{place}] must be an Evaluation; got {_checks.told(evaluation)}")
     if not evaluations:
         raise ValueError("evaluations must hold at least one evaluation; got none")
     names = [evaluation.name for evaluation in evaluations]

@@ -298,13 +298,31 @@ def examples(run: Run) -> dict[str, Any] | None:
     }
 
 
+# What has a column only where it occurs: examples that count as robust though the search tells nothing of them.
+_RARE = (
+    {
+        "field": "outside",
+        "heading": "Outside",
+        "note": "Outside are those whose success the attack's own set does not contain; they count as robust.",
+    },
+    {
+        "field": "no_start",
+        "heading": "No start",
+        "note": "No start is of those for which the attack found no point to search from; they count as robust though "
+        "they were hardly attacked.",
+    },
+)
+
+
 def cost(run: Run) -> dict[str, Any] | None:
     """What each attack cost, how often it succeeded and how large its perturbations are."""
     groups = [
         {"place": place, "name": model["name"], "entries": [(name, model["attacks"][name]) for name in run.attacks]}
         for place, model in enumerate(run.models)
     ]
-    return {"groups": groups} if run.attacks else None
+    entries = [entry for group in groups for _, entry in group["entries"]]
+    rare = [column for column in _RARE if any(entry.get(column["field"]) for entry in entries)]
+    return {"groups": groups, "rare": rare} if run.attacks else None
 
 
 def settings(run: Run) -> dict[str, Any]:

@@ -77,6 +77,11 @@ class Linf(AdditiveBall):
                 f"Linf of radius {self.radius:g} holds every image, since pixels lie in [0, 1] (did you mean "
                 f"{self.radius:g} / 255?)"
             )
+        if type(self.radius) is int and self.radius == 0:
+            _checks.slip(
+                "Linf of radius 0 holds the clean image alone (did you mean 8 / 255, not 8 // 255, which rounds down? "
+                "where 0 is meant, write 0.0)"
+            )
         super().__post_init__()
 
     def sample(self, key: Key, x: Image) -> Image:

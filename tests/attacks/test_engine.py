@@ -1,10 +1,13 @@
 """The door and the loops of the in-jit engine."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
 
 from jaxrobust import _checks, attacks, evaluate, sets
 from jaxrobust.attacks import engine
@@ -144,6 +147,21 @@ def test_run_inside_jit_and_over_stacked_models():
         alone = attacks.run(ATTACK, tiny.dense_classifier(seed), images, labels, key=KEY)
         np.testing.assert_allclose(together.images[seed], alone.images, atol=1e-4)
         np.testing.assert_array_equal(together.success[seed], alone.success)
+
+
+def test_run_inside_shard_map():
+    """As its docstring says; each device attacks its own examples."""
+    network, images, labels = good()
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    rows = PartitionSpec("devices")
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    def sharded(images, labels, indices):
+        return attacks.run(ATTACK, network, images, labels, key=KEY, indices=indices)
+
+    found, plain = jax.jit(sharded)(images, labels, np.arange(4)), run()
+    np.testing.assert_allclose(found.images, plain.images, atol=1e-6)
+    assert (np.asarray(found.success) == np.asarray(plain.success)).all()
 
 
 @pytest.mark.slow

@@ -81,6 +81,15 @@ def test_labels_alone_will_do():
         assert (found.size <= 5).all()
 
 
+def test_a_single_image_is_asked_once_more_beside_its_negative():
+    images, labels = data(1)
+    service = Service(network)
+    attack = square(sets.Linf(1e-6), queries=3)
+    found = evaluate.run_lanes(attack, HostModel(service, tiny.CLASSES), images, labels, key=KEY, devices=ONE_DEVICE)
+    assert service.sent[:2] == [1, 2]
+    assert sum(service.sent[2:]) == (found.result.forwards - 1).sum() + found.result.success.sum()
+
+
 @pytest.fixture(scope="module")
 def pipeline():
     """A scikit-learn pipeline on the digits, and some digits that it has not seen."""
@@ -103,6 +112,7 @@ def test_a_pipeline_is_attacked_and_confirms_it(pipeline, tmp_path):
         lanes=8,
         devices=ONE_DEVICE,
         save_dir=tmp_path,
+        run_id="the pipeline",
         progress=False,
     )
     outcome = report.outcomes["square"]
@@ -155,6 +165,26 @@ def test_curves_count_queries_until_success():
     for budgets in ([], [-1], [np.nan]):
         with pytest.raises(ValueError, match="budgets must hold at least one number, all >= 0"):
             evaluate.queries_curve(found, budgets)
+
+
+def test_a_function_that_changes_as_it_is_used_wants_a_run_id_before_queries_are_bought(tmp_path):
+    images, labels = data(6)
+    service = Service(network)
+    attack = square(sets.Linf(0.05), queries=10)
+    options = {"key": KEY, "devices": ONE_DEVICE, "save_dir": tmp_path, "progress": False}
+
+    def run(**more):
+        return evaluate.robustness(HostModel(service, tiny.CLASSES), (images, labels), attack, **options, **more)
+
+    with pytest.raises(ValueError, match=r'another model function after the clean pass.*pass run_id="..."'):
+        run()
+    assert sum(service.sent) == len(images) + len(images[::2])
+    first = run(run_id="mine")
+    bought = sum(service.sent)
+    assert run(run_id="mine").union == first.union
+    # of the attack, only the probe and the claims once more
+    claims = int((~first.outcomes["square-linf"].robust).sum())
+    assert sum(service.sent) - bought == len(images) + len(images[::2]) + POINTS + claims
 
 
 def test_gradients_are_refused():
@@ -213,9 +243,9 @@ def test_what_a_function_does_to_its_images_stays_with_it():
     np.testing.assert_array_equal(images, kept)
 
 
-@pytest.mark.parametrize("lanes", [1, 4, 128])
-def test_a_function_that_mixes_its_images_is_refused(lanes):
-    images, labels = data(9)
+@pytest.mark.parametrize(("lanes", "count"), [(1, 9), (4, 9), (128, 9), (128, 1), (128, 2)])
+def test_a_function_that_mixes_its_images_is_refused(lanes, count):
+    images, labels = data(count)
     mixing = HostModel(lambda x: network(x - x.mean(0)), tiny.CLASSES)
     options = {"key": KEY, "devices": ONE_DEVICE, "lanes": lanes}
     with pytest.raises(ValueError, match="the model must treat every image alone; got other logits"):

@@ -351,6 +351,19 @@ def test_bad_models_are_refused(apply, error, message, data, key):
         run_lanes(PGD, classifier(apply=apply), *data[:2], key=key)
 
 
+@pytest.mark.parametrize("mixing", [normalised_by_the_batch, less_the_mean_image, noisy_by_place])
+def test_a_single_image_too_shows_that_rows_mix(mixing, data):
+    with pytest.raises(ValueError, match="must treat every image alone"):
+        _checks.model_values(classifier(apply=mixing), data[0][:1])
+
+
+def test_a_model_of_one_image_at_a_time_passes_the_door(data):
+    def one(params, images):
+        return network(params, images.reshape(1, *images.shape[1:]))
+
+    _checks.model_values(classifier(apply=one), data[0][:1])
+
+
 def test_bad_parameters_are_refused_before_compute(data, key):
     counting = Counting()
     model = classifier(apply=counting)
@@ -422,8 +435,8 @@ def test_few_images_cost_what_they_need(count, model, key, monkeypatch):
     found = robustness(model, (images, labels), {"a": attack}, key=key, devices=ONE_DEVICE, progress=False)
     counts = found.outcomes["a"].counts
     assert counts.executed <= 1.25 * counts.needed
-    # the model is run at the door on eight images at most, twice or three times; and once more on what is claimed
-    door, claims = 3 * min(count, 8), fitting(count, 128) * (found.union.accuracy < 1)
+    # the model is run at the door on two to eight images, twice or three times; and once more on what is claimed
+    door, claims = 3 * min(max(count, 2), 8), fitting(count, 128) * (found.union.accuracy < 1)
     through = sum(seen) + counts.executed
     assert through <= 1.25 * found.outcomes["a"].forwards.sum() + door + claims
 

@@ -103,6 +103,15 @@ def test_where_a_sign_begins(name):
     assert check(within).flagged is False
 
 
+def test_few_successes_are_no_evidence():
+    """Three of three would be significant if they were independent."""
+    assert _losses(some(2), some(5)).flagged is False
+    assert _losses(some(0), some(19)).flagged is False
+    assert _losses(some(0), some(20)).flagged is True
+    assert _steps(1000, 981, 19, 1000, 40).flagged is False
+    assert _steps(1000, 980, 20, 1000, 40).flagged is True
+
+
 def test_a_model_that_nothing_changes_is_a_sign():
     assert _radius(np.stack([some(900)] * 3)).flagged is True
 

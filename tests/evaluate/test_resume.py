@@ -105,6 +105,13 @@ def test_a_finished_run_is_only_read(interrupted, undisturbed, data, monkeypatch
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, jnp.int32])
+def test_labels_of_another_type_are_the_same_labels(kind, interrupted, undisturbed, data):
+    images, labels = data
+    resumed = run_lanes(PGD, classifier(), images, labels.astype(kind), save=interrupted(5), **OPTIONS)
+    assert_equal_results(resumed.result, undisturbed.result)
+
+
 def other_function(params, images):
     """Another function of the same parameters."""
     return network(params, jnp.square(images))

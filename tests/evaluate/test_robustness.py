@@ -301,7 +301,7 @@ BAD = {
     "three arrays": ({"data": ([], [], [])}, TypeError, "data must be a pair of images and labels; got tuple"),
     "an image alone": ({"data": (np.zeros(SHAPE, np.float32), np.zeros(1, int))}, ValueError, r"\(N, H, W, C\)"),
     "no images": ({"data": (np.zeros((0, *SHAPE), np.float32), np.zeros(0, int))}, ValueError, "at least one image"),
-    "bytes": ({"data": (np.zeros((9, *SHAPE), np.uint8), np.zeros(9, int))}, TypeError, "divide uint8 by 255"),
+    "bytes": ({"data": (np.zeros((9, *SHAPE), np.uint8), np.zeros(9, int))}, TypeError, "dtype uint8 .divide by 255"),
     "values": ({"data": (np.full((9, *SHAPE), 2.0, np.float32), np.zeros(9, int))}, ValueError, r"lie in \[0, 1\].*2"),
     "float labels": ({"data": (np.zeros((9, *SHAPE), np.float32), np.zeros(9))}, TypeError, "labels must be.*integers"),
     "labels": (

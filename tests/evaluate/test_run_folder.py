@@ -1,9 +1,11 @@
 """Run folders: one valid JSON, the pictures, and the page made from both."""
 
+import argparse
 import dataclasses
 import json
 import sys
 import threading
+import types
 
 import jax
 import numpy as np
@@ -266,8 +268,35 @@ def test_a_finished_run_is_known_by_its_settings(changed, named, evaluations, tm
 def test_settings_that_cannot_be_known_again_are_saved_and_then_refused(evaluations, tmp_path):
     config = settings(lock=threading.Lock())
     save_run(tmp_path, evaluations[:1], title="One", pictures=0, config=config)
-    with pytest.raises(ValueError, match=r"^config\.lock must be something that can be recognised"):
+    with pytest.raises(ValueError, match=r"^config\.lock must be something that can be recognised") as found:
         is_finished(tmp_path, config)
+    assert "Keep it out of config" in str(found.value)
+    assert "run_id" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [lambda **all: argparse.Namespace(**all), lambda **all: types.SimpleNamespace(**all), types.MappingProxyType],
+    ids=["argparse", "simple", "a mapping that is no dict"],
+)
+def test_settings_come_as_any_names_with_values(kind, evaluations, tmp_path):
+    made = {"steps": 5, "inner": types.MappingProxyType({"rate": 0.5})}
+    config = kind(made) if kind is types.MappingProxyType else kind(**made)
+    save_run(tmp_path, evaluations[:1], title="One", pictures=0, config=config)
+    assert report.load(tmp_path).results["config"] == {"steps": 5, "inner": {"rate": 0.5}}
+    assert is_finished(tmp_path, config)
+    assert is_finished(tmp_path, made)
+    with pytest.raises(ValueError, match=r"with another steps$"):
+        is_finished(tmp_path, made | {"steps": 6})
+
+
+@pytest.mark.parametrize("config", [[1, 2], "abc", 3, Config])
+def test_settings_without_names_are_refused_before_anything_is_written(config, evaluations, tmp_path):
+    with pytest.raises(TypeError, match=r"config must be a dataclass, a dictionary or a namespace.*; got"):
+        save_run(tmp_path / "new", evaluations[:1], title="One", config=config)
+    with pytest.raises(TypeError, match="config must be a dataclass"):
+        is_finished(tmp_path / "new", config)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_of_another_version_is_not_this_one(evaluations, tmp_path):

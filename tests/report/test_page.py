@@ -179,6 +179,20 @@ def test_cost_holds_every_number(page, content):
     assert [words for words, _ in rows[0][-2:]] == ["2", "0"]
 
 
+@pytest.mark.parametrize(("field", "heading"), [("outside", "Outside"), ("no_start", "No start")])
+def test_rare_ends_of_a_search_have_a_column_and_a_sentence_where_they_occur(field, heading, tmp_path, content, page):
+    assert heading not in page.words("cost")
+    content = copy.deepcopy(content)
+    content["models"][1]["attacks"]["pgd-l2"][field] = 7
+    head, *rows = opened(tmp_path, content | BARE).table("cost")
+    assert head[3][0] == f"{heading}images"
+    assert rows[4][2][0] == "7"
+    assert "alarm" in rows[4][2][1]
+    assert rows[5][2][0] == "–"
+    assert "alarm" not in rows[5][2][1]
+    assert f"{heading} " in Page((tmp_path / "run" / "report.html").read_text()).words("cost").replace(heading, "", 1)
+
+
 def test_pictures(tmp_path, content):
     content = content | {"curves": [], "trajectories": []}
     page = opened(tmp_path, content, kept=11)
