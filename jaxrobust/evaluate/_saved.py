@@ -21,6 +21,7 @@ from jaxrobust.types import Classifier
 
 __all__ = ["File", "of_model", "undisturbed"]
 
+FORMAT = 2  # of what is saved; to be raised with any change of it
 PROBED = 4  # images at which gradients are compared
 POINTS = 16  # at which a host model is asked, half of them noise, half of them means of two images
 CLOSE = 1e-3  # of the logits' spread: other batch shapes round them otherwise
@@ -80,6 +81,7 @@ class File:
         self.path, self.run = path, run
         self.identity = {
             "version": _store.versions()["jaxrobust"],
+            "format of the file": str(FORMAT),
             "run_id": str(run_id),
             "attack": _store.identity(attack, what="attack", run_id=run_id),
             "stop rule": str(run.stop),
@@ -118,9 +120,11 @@ class File:
             **{f"probe_{name}": values for name, values in self.probe.items()},
             seconds=seconds,
             executed=run.executed,
+            needed=run.needed,
             runs_done=run.runs_done,
             lane_example=lane_example,
             lane_age=run.lane_age,
+            lane_done=run.lane_done,
             **{f"best_{name}": values for name, values in run.best.items()},
             **lanes,
         )
@@ -181,8 +185,9 @@ class File:
         run, lanes = self.run, (stored.get("lane_example", np.zeros(0)).size,)
         books = {f"best_{name}": values for name, values in run.best.items()}
         wanted = {name: (values.shape, values.dtype) for name, values in (books | {"runs_done": run.runs_done}).items()}
-        wanted |= {name: (lanes, getattr(run, name).dtype) for name in ("lane_example", "lane_age")}
-        wanted |= {"executed": ((), np.dtype(np.int64)), "seconds": ((), np.dtype(np.float64))}
+        wanted |= {name: (lanes, getattr(run, name).dtype) for name in ("lane_example", "lane_age", "lane_done")}
+        wanted |= dict.fromkeys(("executed", "needed"), ((), np.dtype(np.int64)))
+        wanted |= {"seconds": ((), np.dtype(np.float64))}
         for name, (shape, dtype) in wanted.items():
             found = stored.get(name)
             if found is None or found.shape != shape or (found.dtype != dtype and found.dtype.kind != "V"):
@@ -200,9 +205,11 @@ class File:
         run = self.run
         run.best = {name: _as(stored[f"best_{name}"], values.dtype) for name, values in run.best.items()}
         run.runs_done = stored["runs_done"]
-        run.executed, run.seconds = int(stored["executed"]), float(stored["seconds"])
+        run.executed, run.needed = int(stored["executed"]), int(stored["needed"])
+        run.seconds = float(stored["seconds"])
         if len(stored["lane_example"]) == run.width and "lane_0" in stored:
-            run.lane_example, run.lane_age = stored["lane_example"], stored["lane_age"]
+            for name in ("lane_example", "lane_age", "lane_done"):
+                setattr(run, name, stored[name])
             like = run.example_states()
             leaves = jax.tree.leaves(like)
             states = []
