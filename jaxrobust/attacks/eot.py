@@ -247,8 +247,11 @@ class EOT(Around):
         """What the attack has booked, by the second look at it once that was taken; every draw is a forward pass."""
         best = self.attack.best(state.state)
         asked = best.forwards + state.looked.astype(best.forwards.dtype)
-        again = {name: getattr(state, name) for name in ("loss", "logits", "rank")}
-        again = dataclasses.replace(best, success=state.goal.met(state.logits), **again)
+        success, seen = (
+            state.goal.met(state.logits),
+            {name: getattr(state, name) for name in ("loss", "logits", "rank")},
+        )
+        again = dataclasses.replace(best, success=success, **seen)
         best = choose(state.looked, again, best)
         return dataclasses.replace(best, forwards=self.samples * asked, backwards=self.samples * best.backwards)
 
