@@ -88,6 +88,11 @@ class Around(Attack):
         """The attack's."""
         return self.attack.gradients
 
+    @property
+    def bookings(self) -> int:
+        """The attack's."""
+        return self.attack.bookings
+
     def runs(self, classes: int) -> int:
         """The attack's."""
         return self.attack.runs(classes)

@@ -56,6 +56,10 @@ class Adam(Ascent):
         penalty, slope = jax.value_and_grad(self.set.penalty, argnums=1)(x, theta)
         return never_nan(loss - penalty), jax.tree.map(lambda g, s: g - finite(s), gradient, slope)
 
+    def _booked(self, state: SearchState) -> Float[Array, ""]:
+        # not the rank and the penalty added up, which would round
+        return self._loss(state.best_logits, state.aim)
+
     def _memory(self, x: Image, theta: Any) -> tuple[Any, Any]:
         return jax.tree.map(jnp.zeros_like, theta), jax.tree.map(jnp.zeros_like, theta)
 
@@ -111,7 +115,8 @@ def adam(
         loss: "margin" (unbounded), "cross_entropy", "dlr" or a function of (logits (K,), criterion), ascended.
 
     Returns:
-        The attack. What it books is the best point it has asked: success first, then the highest penalised loss.
+        The attack. What it books is the best point it has asked: success first, then the highest penalised loss; the
+        loss that it reports is without the penalty.
 
     Raises:
         ValueError: steps or restarts below 1, a step size that is negative or not finite, or both kinds of it.

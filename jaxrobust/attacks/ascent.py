@@ -63,7 +63,7 @@ class SearchState:
     asked: Any
     loss: Any  # the highest of the points last asked, in the form that is followed; see `losses.followed`
     best_theta: Any
-    best_loss: Any  # likewise
+    best_loss: Any  # likewise, less what the search holds against the point
     best_logits: Any
     booked: Any  # whether any point was; until then the best one is the clean image
     success: Any
@@ -87,27 +87,31 @@ class Booking(Attack):
         return Best(
             image=image,
             success=state.success,
-            loss=self._reported(state.best_loss, state.aim),
+            loss=self._reported(self._booked(state), state.aim),
             size=size,
             forwards=self._forwards(state),
             backwards=self._backwards(state),
             non_finite=state.non_finite,
             parameters=state.best_theta,
             logits=state.best_logits,
+            rank=state.best_loss,
         )
 
     def loss_of(self, state: SearchState) -> Scalar:
         """The highest loss of the points last asked."""
         return self._reported(state.loss, state.aim)
 
-    def loss_at(self, state: SearchState, theta: Parameters, draws: Float[Array, "draws classes"]) -> Scalar:
-        """The loss at a point, the mean over draws of a random model's logits there."""
+    def loss_at(
+        self, state: SearchState, theta: Parameters, draws: Float[Array, "draws classes"]
+    ) -> tuple[Scalar, Scalar]:
+        """The loss and the rank of a point, means over draws of a random model's logits there."""
 
-        def reported(logits: Logits) -> Scalar:
-            loss, _ = self._penalised(state.x, theta, self._loss(logits, state.aim), theta)
-            return self._reported(loss, state.aim)
+        def both(logits: Logits) -> tuple[Scalar, Scalar]:
+            loss = self._loss(logits, state.aim)
+            return self._reported(loss, state.aim), self._penalised(state.x, theta, loss, theta)[0]
 
-        return jnp.mean(jax.vmap(reported)(draws))
+        loss, rank = jax.vmap(both)(draws)
+        return jnp.mean(loss), jnp.mean(rank)
 
     def _open(
         self, x: Image, goal: Criterion, logits: Logits, theta: Parameters, memory: Any, aim: Criterion | None = None
@@ -115,7 +119,8 @@ class Booking(Attack):
         """The state in which the clean image is booked."""
         identity = self.set.init(x)
         aim = goal if aim is None else aim
-        loss, _ = self._penalised(x, identity, self._loss(logits, aim), identity)
+        loss = self._loss(logits, aim)
+        rank, _ = self._penalised(x, identity, loss, identity)
         return SearchState(
             x=x,
             goal=goal,
@@ -125,7 +130,7 @@ class Booking(Attack):
             asked=jnp.zeros((), jnp.int32),
             loss=loss,
             best_theta=identity,
-            best_loss=loss,
+            best_loss=rank,
             best_logits=logits,
             booked=jnp.zeros((), bool),
             success=goal.met(logits),
@@ -166,8 +171,12 @@ class Booking(Attack):
         return jnp.minimum(state.asked, self.asks - 1)
 
     def _penalised(self, x: Image, theta: Parameters, loss: Scalar, gradient: Parameters) -> tuple[Scalar, Parameters]:
-        """The loss that is booked and the gradient that is followed, from those of the model."""
+        """The loss by which points are ranked and the gradient that is followed, from those of the model."""
         return loss, gradient
+
+    def _booked(self, state: SearchState) -> Scalar:
+        """The loss of the best point, in the form that is followed."""
+        return state.best_loss
 
     def _loss(self, logits: Logits, aim: Criterion) -> Scalar:
         """The loss in the form that is followed."""
@@ -257,19 +266,18 @@ class Ascent(Booking):
         draws: Float[Array, "queries draws classes"],
         gradients: Array,
     ) -> SearchState:
-        """The same by the mean of the draws' losses."""
+        """The same by the mean of the draws' losses, in the form that is followed."""
         loss = jnp.mean(jax.vmap(self._loss, (0, None))(draws[0], state.aim))
         return self._told(state, loss, logits, gradients)
 
     def _told(self, state: SearchState, loss: Scalar, logits: Array, gradients: Array) -> SearchState:
         gradient = self.set.pullback(state.x, state.theta, finite(gradients[0, 0]))
-        loss, gradient = self._penalised(state.x, state.theta, loss, gradient)
+        rank, gradient = self._penalised(state.x, state.theta, loss, gradient)
         theta, memory = self._move(state, gradient)
         admitted = self._admits(state.x, state.theta)
         asked = jax.tree.map(lambda leaf: leaf[None], state.theta)
-        return dataclasses.replace(
-            self._book(state, asked, loss[None], logits, admitted[None]), theta=theta, memory=memory
-        )
+        booked = self._book(state, asked, rank[None], logits, admitted[None])
+        return dataclasses.replace(booked, theta=theta, memory=memory, loss=loss)
 
     @abc.abstractmethod
     def _move(self, state: SearchState, gradient: Parameters) -> tuple[Parameters, Any]:

@@ -24,12 +24,12 @@ State = Any
 Points = Float[Array, "queries height width channels"]
 
 
-@pytree("image", "success", "loss", "size", "forwards", "backwards", "non_finite", "parameters", "logits")
+@pytree("image", "success", "loss", "size", "forwards", "backwards", "non_finite", "parameters", "logits", "rank")
 class Best:
     """What an attack has booked for one example so far.
 
     Args:
-        image: (H, W, C), the best point seen: one that meets the criterion first, then the highest loss.
+        image: (H, W, C), the best point seen: one that meets the criterion first, then the highest rank.
         success: whether it met the criterion when it was seen.
         loss: the attack's loss there.
         size: the perturbation's size there, in the unit of the set's radius.
@@ -38,6 +38,8 @@ class Best:
         non_finite: whether any logits seen were NaN or infinite.
         parameters: the set's parameters θ of the image, or None where they are not kept.
         logits: (K,), what the model said of the image when it was seen, or None where it is not kept.
+        rank: what the search follows there, by which points of equal success are ranked; it tells points apart whose
+            loss has vanished, see `losses.followed`. By default the loss.
     """
 
     image: Float[Array, "*batch height width channels"]
@@ -49,11 +51,16 @@ class Best:
     non_finite: Bool[Array, "*batch"]
     parameters: Any = None
     logits: Any = None
+    rank: Any = None
+
+    def __post_init__(self) -> None:
+        if self.rank is None:
+            object.__setattr__(self, "rank", self.loss)
 
 
-def is_better(success: Array, loss: Array, old_success: Array, old_loss: Array) -> Array:
-    """Whether a point is to be booked in place of the old one: success first, then the higher loss."""
-    return (success & ~old_success) | ((success == old_success) & (loss > old_loss))
+def is_better(success: Array, rank: Array, old_success: Array, old_rank: Array) -> Array:
+    """Whether a point is to be booked in place of the old one: success first, then the higher rank."""
+    return (success & ~old_success) | ((success == old_success) & (rank > old_rank))
 
 
 class Attack(abc.ABC):
@@ -114,6 +121,11 @@ class Attack(abc.ABC):
         return self.queries * (self.asks - 1)
 
     @property
+    def bookings(self) -> int:
+        """Asks at the end of a run that only book, whose gradients nobody uses, static."""
+        return 1
+
+    @property
     def knowledge(self) -> Knowledge:
         """What the adversary must see of the model: its gradients, else its logits; some override it by the label."""
         return "gradients" if self.gradients else "scores"
@@ -161,7 +173,7 @@ class Attack(abc.ABC):
         gradients: Array,
     ) -> State:
         """`tell` of a random model's mean prediction, given its draws too; attacks that decide by their loss take the
-        mean of the draws' losses.
+        mean over the draws of what they follow.
         """
         return self.tell(state, logits, gradients)
 
@@ -181,8 +193,12 @@ class Attack(abc.ABC):
         """The point that would be asked next: what adversarial training trains on."""
         return self.ask(state)[0]
 
-    def loss_at(self, state: State, theta: Any, draws: Float[Array, "draws classes"]) -> Float[Array, ""]:
-        """The loss to be booked at a point, the mean over draws of a random model's logits there; `eot` asks for it."""
+    def loss_at(
+        self, state: State, theta: Any, draws: Float[Array, "draws classes"]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The loss and the rank to be booked at a point, means over draws of a random model's logits there; `eot` asks
+        for them.
+        """
         raise NotImplementedError(f"loss_at must be defined for an attack under eot; {type(self).__name__} has none")
 
     def bound_to(self, model: Classifier) -> Attack:

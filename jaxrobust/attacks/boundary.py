@@ -70,7 +70,8 @@ class Decision(QueryAttack, MinimumNorm):
     def best(self, state: Any) -> Best:
         """The smallest within the radius; without one, the loss still tells how far the smallest of all is."""
         best = super().best(state)
-        return dataclasses.replace(best, loss=jnp.where(best.success, best.loss, -state.distance))
+        loss = jnp.where(best.success, best.loss, -state.distance)
+        return dataclasses.replace(best, loss=loss, rank=loss)
 
     def _given_up(self, x: Image, tries: Int[Array, ""]) -> Bool[Array, ""]:
         """Whether so many starts are enough."""

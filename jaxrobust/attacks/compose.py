@@ -214,9 +214,10 @@ class OneRun(Wrapper):
     def best(self, state: OneRunState) -> Best:
         """The best of all runs."""
         best = self.attack.best(state.inner)
-        # the clean image has been booked by the first run, by whose loss it is ranked
-        loss = jnp.where(best.success | (best.size > 0), best.loss, -jnp.inf)
-        return merge(state.kept, dataclasses.replace(best, loss=loss), stop="never")
+        if not self.needs_start:  # whose unsuccessful runs, too, are told apart by how far they came
+            # the clean image has been booked by the first run, by whose loss it is ranked
+            best = dataclasses.replace(best, rank=jnp.where(best.success | (best.size > 0), best.rank, -jnp.inf))
+        return merge(state.kept, best, stop="never")
 
     def loss_of(self, state: OneRunState) -> Float[Array, ""]:
         """That of the run last told."""

@@ -60,7 +60,7 @@ class EAD(Penalised):
 
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> SearchState:
         """At the clean image."""
-        memory = (jnp.zeros_like(x), Rounds.first(self.constant, x.dtype))
+        memory = (jnp.zeros_like(x), Rounds.first(self.constant, x.dtype), jnp.zeros_like(x))
         return self._start(x, goal, logits, jnp.zeros_like(x), memory)
 
     def ask(self, state: SearchState) -> Any:
@@ -74,7 +74,7 @@ class EAD(Penalised):
 
     def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
         """Books both points and moves on, at a round's end to the next c."""
-        x, delta, (ahead, plan) = state.x, state.theta, state.memory
+        x, delta, (ahead, plan, _) = state.x, state.theta, state.memory
         beta, rate = (jnp.asarray(value).astype(x.dtype) for value in (self.shrinkage, self.step_size))
         objective = plan.weight * self._hinge(state, logits[0]) + self._elastic(delta)
         # at a tie the hinge is zero, but the criterion need not be met
@@ -90,11 +90,16 @@ class EAD(Penalised):
         again = over & (plan.round < self.rounds)
         theta, ahead = choose(again, (jnp.zeros_like(x), jnp.zeros_like(x)), (shrunk, extrapolated))
         new = self._record(state, logits, jnp.stack([delta, state.memory[0]]))
-        return dataclasses.replace(new, theta=theta, memory=(ahead, plan))
+        return dataclasses.replace(new, theta=theta, memory=(ahead, plan, finite(target)))
 
     def done(self, state: SearchState) -> Bool[Array, ""]:
         """Whether all rounds are over."""
         return state.memory[1].round >= self.rounds
+
+    def _iterate(self, state: SearchState) -> Image:
+        """The iterate; where no entry of it has passed the threshold, a step of the radius along what was cut off."""
+        step = self.set.ascend(state.x, jnp.zeros_like(state.theta), state.memory[2], self._radius(state.x))
+        return jnp.where(jnp.any(state.theta != 0), state.theta, step)
 
     def _distance(self, theta: Image, size: Scalar) -> Scalar:
         return size if self.decision == "l1" else self._elastic(theta)

@@ -147,9 +147,9 @@ def _ended(best: Best, stop: Stop) -> Array:
 
 
 def merge(first: Best, second: Best, *, stop: Stop) -> Best:
-    """The better of two runs' bookings (success first, then loss); a second run after the end never happened."""
+    """The better of two runs' bookings (success first, then rank); a second run after the end never happened."""
     happened = ~_ended(first, stop)
-    better = is_better(second.success, second.loss, first.success, first.loss)
+    better = is_better(second.success, second.rank, first.success, first.rank)
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where((happened & better).reshape(better.shape + (1,) * (new.ndim - better.ndim)), new, old)
@@ -164,6 +164,7 @@ def merge(first: Best, second: Best, *, stop: Stop) -> Best:
         non_finite=first.non_finite | (happened & second.non_finite),
         parameters=jax.tree.map(choose, second.parameters, first.parameters),
         logits=jax.tree.map(choose, second.logits, first.logits),
+        rank=choose(second.rank, first.rank),
     )
 
 
@@ -235,8 +236,9 @@ def search(
 
     def one_run(restart: Any, over: Any) -> Best:
         states = begin(attack, images, goal, keys, logits, restart)
-        states = _repeat(attack, model, states, attack.asks - 1, stop=stop, unroll=unroll, over=over)
-        states = advance(attack, model, states, stop=stop, gradient=False, narrow=not unroll)
+        states = _repeat(attack, model, states, attack.asks - attack.bookings, stop=stop, unroll=unroll, over=over)
+        for _ in range(attack.bookings):
+            states = advance(attack, model, states, stop=stop, gradient=False, narrow=not unroll)
         return jax.vmap(attack.best)(states)
 
     def another_run(best: Best, restart: Any) -> tuple[Best, None]:
@@ -373,7 +375,7 @@ def _stepped(
     for restart in range(attack.runs(logits.shape[-1])):
         states = _begin(attack, images, goal, keys, logits, restart)
         for ask in range(attack.asks):
-            gradient = ask < attack.asks - 1 and attack.gradients > 0
+            gradient = ask < attack.asks - attack.bookings and attack.gradients > 0
             states = _advance(attack, model, states, stop=stop, gradient=gradient)
             if _may_end(attack, stop) and ask % PEEK == 0 and (over | _done(attack, states, stop=stop)).all():
                 break

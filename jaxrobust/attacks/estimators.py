@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
@@ -111,7 +112,8 @@ class Estimated(QueryAttack):
         losses = jax.vmap(self._loss, (0, None))(logits, state.aim)
         signs, noise = self._samples(state)
         weights = jnp.where(meant & (signs != 0), finite(losses), 0)
-        total = estimate.total + jnp.tensordot((weights * signs.astype(weights.dtype)).astype(noise.dtype), noise, 1)
+        signed = (weights * signs.astype(weights.dtype)).astype(noise.dtype)
+        total = estimate.total + jnp.tensordot(signed, noise, 1, precision=lax.Precision.HIGHEST)
         summed = estimate.losses + jnp.sum(weights)
         share = 1 / (self.samples * jnp.asarray(self.spread).astype(noise.dtype))
         theta, moves = self._move(state, share * total, summed / self.samples)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
@@ -255,8 +256,8 @@ class HopSkipJump(Decision):
         hop = dataclasses.replace(
             hop,
             drawn=hop.drawn + jnp.sum(meant, dtype=jnp.int32),
-            signed=hop.signed + jnp.tensordot(signs, samples, 1),
-            total=hop.total + jnp.tensordot(weights, samples, 1),
+            signed=hop.signed + jnp.tensordot(signs, samples, 1, precision=lax.Precision.HIGHEST),
+            total=hop.total + jnp.tensordot(weights, samples, 1, precision=lax.Precision.HIGHEST),
             met=hop.met + jnp.sum(met.astype(x.dtype)),
         )
         count = jnp.maximum(hop.drawn, 1).astype(x.dtype)

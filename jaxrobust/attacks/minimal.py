@@ -125,11 +125,12 @@ class Minimal(Around):
             name: choose(smaller, getattr(found, name), getattr(old, name))
             for name in ("image", "success", "size", "parameters", "logits")
         }
-        before = attack.best(state.inner)
+        before, least = attack.best(state.inner), jnp.where(smaller, -found.size, old.loss)
         best = dataclasses.replace(
             old,
             **kept,
-            loss=jnp.where(smaller, -found.size, old.loss),
+            loss=least,
+            rank=least,
             forwards=old.forwards + found.forwards - before.forwards,
             backwards=old.backwards + found.backwards - before.backwards,
             non_finite=old.non_finite | found.non_finite,

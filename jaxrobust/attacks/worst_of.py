@@ -92,6 +92,11 @@ class WorstOf(Attack):
         return any(attack.sees_draws for attack in self.attacks)
 
     @property
+    def needs_start(self) -> bool:  # type: ignore[override]
+        """Whether all of the attacks do."""
+        return all(attack.needs_start for attack in self.attacks)
+
+    @property
     def random(self) -> bool:
         """Whether any of the attacks is."""
         return any(attack.random for attack in self.attacks)
@@ -139,13 +144,14 @@ class WorstOf(Attack):
         kept = Best(
             image=jnp.clip(x, 0, 1),
             success=goal.met(logits),
-            loss=loss,
+            loss=self._reported(loss, goal),
             size=jnp.zeros((), x.dtype),
             forwards=zero,
             backwards=zero,
             non_finite=~jnp.all(jnp.isfinite(logits)),
             parameters=self.set.init(x),
             logits=logits,
+            rank=loss,
         )
         return WorstOfState(x, goal, states, idle, self._next(states, idle, zero), kept, loss)
 
@@ -203,9 +209,16 @@ class WorstOf(Attack):
         """The worst point for the model that any attack has booked."""
         books = [attack.best(inner) for attack, inner in zip(self._members, state.states, strict=True)]
         worst = self._worst(state)
+        if self.needs_start:
+            # the clean image is kept then, and must rank below that of a run which did start
+            started = jnp.any(jnp.stack([book.loss > -jnp.inf for book in books]))
+            worst = dataclasses.replace(
+                worst,
+                loss=jnp.where(started, worst.loss, -jnp.inf),
+                rank=jnp.where(started, worst.rank, -jnp.inf),
+            )
         return dataclasses.replace(
             worst,
-            loss=self._reported(worst.loss, state.goal),
             forwards=jnp.sum(jnp.stack([book.forwards for book in books])),
             backwards=jnp.sum(jnp.stack([book.backwards for book in books])),
             non_finite=jnp.any(jnp.stack([book.non_finite for book in books])),
@@ -255,7 +268,7 @@ class WorstOf(Attack):
     def _worst(self, state: WorstOfState) -> Best:
         """The worse for the model of what is kept and what the attack whose turn it is has booked."""
         found = self._of_turn(state, lambda i: self._in_common(i, state))
-        better = is_better(found.success, found.loss, state.kept.success, state.kept.loss)
+        better = is_better(found.success, found.rank, state.kept.success, state.kept.rank)
         # past the last turn everything has been ranked, and ranking again would only round otherwise
         return choose(better & ~self.done(state), found, state.kept)
 
@@ -264,7 +277,8 @@ class WorstOf(Attack):
         book = self._members[i].best(state.states[i])
         if book.logits is None:
             raise ValueError(f"attacks must book the logits of their best point; got {self.attacks[i]}")
-        book = dataclasses.replace(book, loss=self._loss(book.logits, state.goal))
+        rank = self._loss(book.logits, state.goal)
+        book = dataclasses.replace(book, loss=self._reported(rank, state.goal), rank=rank)
         if self.radius is None:
             return book
         parameters = self.set.choice(state.x, i, book.parameters)  # type: ignore[attr-defined]
@@ -289,9 +303,9 @@ def worst_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
     multiplies all radii by r. On one common set everything is in its own terms, and `with_radius(r)` sets its radius.
     For different numbers of restarts see `best_of`, to end with the first success `on_survivors`.
 
-    Cost: the sum of the attacks' forwards and of their backwards. The machine's is the same in `attacks.run`, where an
-    ask has as many points as the examples' attacks mean; in the lanes of `evaluate`, whose examples may be at different
-    attacks, every ask is as wide as the widest attack's.
+    Cost: the sum of the attacks' forwards and of their backwards. In `attacks.run` the model's passes are no more; in
+    the lanes of `evaluate`, whose examples may be at different attacks, every ask is as wide as the widest attack's.
+    What sets and attacks compute beside the model, all of them compute at every ask.
 
     Args:
         *attacks: at least one, all with the same number of restarts. All have the same key, so what they find is what
@@ -299,8 +313,7 @@ def worst_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
         loss: "cross_entropy", "margin", "dlr" or a function of (logits (K,), criterion).
 
     Returns:
-        The attack. On every ask each set's own computations are done for all of them, since examples may be at
-        different attacks.
+        The attack.
 
     Raises:
         TypeError: something that is no attack.

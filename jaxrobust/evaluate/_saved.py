@@ -21,6 +21,7 @@ from jaxrobust.types import Classifier
 
 __all__ = ["File", "of_model", "undisturbed"]
 
+FORMAT = 2  # of what is saved; to be raised with any change of it
 PROBED = 4  # images at which gradients are compared
 POINTS = 16  # at which a host model is asked, half of them noise, half of them means of two images
 CLOSE = 1e-3  # of the logits' spread: other batch shapes round them otherwise
@@ -80,6 +81,7 @@ class File:
         self.path, self.run = path, run
         self.identity = {
             "version": _store.versions()["jaxrobust"],
+            "format of the file": str(FORMAT),
             "run_id": str(run_id),
             "attack": _store.identity(attack, what="attack", run_id=run_id),
             "stop rule": str(run.stop),
@@ -111,23 +113,27 @@ class File:
         try:
             # copies: the next step is given the lanes' own memory to write to
             lanes = {f"lane_{i}": np.array(_store.raw(leaf)) for i, leaf in enumerate(leaves)}
-            self.kept = run.lane_example.copy(), run.lane_age.copy(), run.runs_done[run.lane_example], lanes
+            places = run.lane_example.copy(), run.lane_age.copy(), run.lane_done.copy()
+            self.kept = *places, run.runs_done[run.lane_example], lanes
         except Exception:  # of buffers given away, or of a computation that failed: XLA has several
             if self.kept is None:
-                self.kept = np.full_like(run.lane_example, -1), np.zeros_like(run.lane_age), run.runs_done[:1], {}
-            before, age, runs, lanes = self.kept
+                nobody = np.full_like(run.lane_example, -1)
+                self.kept = nobody, np.zeros_like(run.lane_age), np.zeros_like(run.lane_done), run.runs_done[:1], {}
+            before, *others, runs, lanes = self.kept
             # of examples that are still in the run that they were in then
-            self.kept = np.where(run.runs_done[before] == runs, before, -1), age, runs, lanes
-        lane_example, lane_age = self.kept[:2]
+            self.kept = np.where(run.runs_done[before] == runs, before, -1), *others, runs, lanes
+        lane_example, lane_age, lane_done = self.kept[:3]
         _store.write_arrays(
             self.path,
             identity=json.dumps(self.identity),
             **{f"probe_{name}": values for name, values in self.probe.items()},
             seconds=seconds,
             executed=run.executed,
+            needed=run.needed,
             runs_done=run.runs_done,
             lane_example=lane_example,
             lane_age=lane_age,
+            lane_done=lane_done,
             **{f"best_{name}": values for name, values in run.best.items()},
             **lanes,
         )
@@ -191,8 +197,9 @@ class File:
         run, lanes = self.run, (stored.get("lane_example", np.zeros(0)).size,)
         books = {f"best_{name}": values for name, values in run.best.items()}
         wanted = {name: (values.shape, values.dtype) for name, values in (books | {"runs_done": run.runs_done}).items()}
-        wanted |= {name: (lanes, getattr(run, name).dtype) for name in ("lane_example", "lane_age")}
-        wanted |= {"executed": ((), np.dtype(np.int64)), "seconds": ((), np.dtype(np.float64))}
+        wanted |= {name: (lanes, getattr(run, name).dtype) for name in ("lane_example", "lane_age", "lane_done")}
+        wanted |= dict.fromkeys(("executed", "needed"), ((), np.dtype(np.int64)))
+        wanted |= {"seconds": ((), np.dtype(np.float64))}
         for name, (shape, dtype) in wanted.items():
             found = stored.get(name)
             if found is None or found.shape != shape or (found.dtype != dtype and found.dtype.kind != "V"):
@@ -210,13 +217,15 @@ class File:
         run = self.run
         run.best = {name: _as(stored[f"best_{name}"], values.dtype) for name, values in run.best.items()}
         run.runs_done = stored["runs_done"]
-        run.executed, run.seconds = int(stored["executed"]), float(stored["seconds"])
+        run.executed, run.needed = int(stored["executed"]), int(stored["needed"])
+        run.seconds = float(stored["seconds"])
         if "lane_0" in stored:
-            examples = stored["lane_example"]
             lanes = {name: array for name, array in stored.items() if name.removeprefix("lane_").isdigit()}
-            self.kept = examples, stored["lane_age"], run.runs_done[examples], lanes
+            examples = stored["lane_example"]
+            self.kept = examples, stored["lane_age"], stored["lane_done"], run.runs_done[examples], lanes
         if len(stored["lane_example"]) == run.width and "lane_0" in stored:
-            run.lane_example, run.lane_age = stored["lane_example"].copy(), stored["lane_age"].copy()
+            for name in ("lane_example", "lane_age", "lane_done"):
+                setattr(run, name, stored[name].copy())
             like = run.example_states()
             leaves = jax.tree.leaves(like)
             states = []

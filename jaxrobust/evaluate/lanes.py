@@ -61,7 +61,7 @@ class LaneCounts:
 
     Args:
         executed: lane-steps the machine ran, lanes · steps, over all sessions of a resumed run.
-        needed: lane-steps the attacked examples needed.
+        needed: lane-steps the attacked examples needed: their asks, of however many points, until each was done.
         seconds: wall time, over all sessions of a resumed run.
     """
 
@@ -131,8 +131,8 @@ def run_lanes(
 
     Raises:
         TypeError: as `attacks.run`; a `save` that is no path.
-        ValueError: as `attacks.run`, or a `run_id` without `save`, or the save file belongs to a different run or is damaged, or something in the
-            model or the attack cannot be identified and there is no `run_id`.
+        ValueError: as `attacks.run`, or a `run_id` without `save`, or the save file belongs to a different run or is
+            damaged, or something in the model or the attack cannot be identified and there is no `run_id`.
     """
     _checks.saving("save", save, run_id)
     known = None if save is None else _saved.of_model(model, run_id)
@@ -192,8 +192,8 @@ def drive(
             file.save(spent)
         except OSError as error:  # such as a full disk: no reason to lose what has been computed
             warnings.warn(f"the finished run was not saved to {file.path}: {error}", RuntimeWarning, stacklevel=3)
-    needed = int(job.best["forwards"].sum()) // attack.queries
-    return LaneResult(result, LaneCounts(executed=job.executed, needed=needed, seconds=spent), prediction)
+    counts = LaneCounts(executed=job.executed, needed=job.needed, seconds=spent)
+    return LaneResult(result, counts, prediction)
 
 
 def _play(job: _Run, file: _saved.File | None, progress: bool | str, seconds: Callable[[], float]) -> None:
@@ -303,19 +303,21 @@ class _Run:
         mesh = everywhere.mesh
         self.split = len(mesh.devices)
         self.programs = programs(NamedSharding(mesh, PartitionSpec("lanes")), lent)
-        # Where lanes run in step, they come to their last ask together, and it needs no gradients. Elsewhere that is
+        # Where lanes run in step, they come to their last asks together, and those need no gradients. Elsewhere that is
         # luck, and not worth the compilation of another program.
-        self.in_step = stop == "clean" or attack.asks <= 2
+        self.in_step = attack.asks <= 2 or (stop == "clean" and not attack.ends_early)
         platform = mesh.devices.flat[0].platform
         self.peek = PEEK_IN_STEP if self.in_step else PEEK.get(platform, PEEK_ELSEWHERE)
         self.narrower = NARROWER.get(platform, NARROWER_ELSEWHERE)
         if isinstance(model, HostModel):
             self.peek = 1  # the host is there at every step anyway
         self.executed = 0
+        self.needed = 0  # by runs that are over
         self.seconds = 0.0
         already = np.array(met(goal, logits))
         self.lane_example = np.full(self._starting_width(lanes, int((~already).sum())), -1)
         self.lane_age = np.zeros(self.width, np.int64)
+        self.lane_done = np.zeros(self.width, bool)  # and not harvested yet
         self.states: Any = None
         self.best = self._clean(already)
         self.runs_done = np.where(self.best["success"], self.runs, 0).astype(np.int32)
@@ -343,6 +345,7 @@ class _Run:
             "backwards": np.zeros(count, np.int32),
             "non_finite": ~np.isfinite(self.logits).all(-1),
             "inside": np.ones(count, bool),
+            "rank": np.full(count, -np.inf, dtype),
         }
         already = np.flatnonzero(success)
         chunk = max(self.chunk, len(already) // 64)  # where lanes are few for all those
@@ -376,8 +379,10 @@ class _Run:
         self._narrow()
         live = self.lane_example >= 0
         left = self.attack.asks - self.lane_age[live]
-        gradient = self.attack.gradients > 0 and not (self.in_step and (left == 1).all())
-        taken = min(self.peek, max(int(left.min()) - 1, 1))
+        booking = self.in_step and (left <= self.attack.bookings).all()
+        gradient = self.attack.gradients > 0 and not booking
+        taken = min(self.peek, max(int(left.min()) - self.attack.bookings, 1))
+        seen = []
         for _ in range(taken):
             model, gradient = self._answered(live), gradient and isinstance(self.model, Classifier)
             with _saved.undisturbed():
@@ -385,8 +390,13 @@ class _Run:
                     self.there.attack, model, self.states, stop=self.stop, gradient=gradient
                 )
                 self.executed += self.width
-                self.lane_age += 1
-        done = np.flatnonzero(np.asarray(finished) & live)
+                self.lane_age += ~self.lane_done
+            seen.append(finished)
+        *before, finished = jax.device_get(seen)
+        # a lane that was done is frozen in the steps that follow
+        self.lane_age -= np.sum(before, 0, dtype=np.int64)
+        self.lane_done = finished & live
+        done = np.flatnonzero(self.lane_done)
         for start in range(0, len(done), self.chunk):
             self._harvest(done[start : start + self.chunk])
 
@@ -416,6 +426,7 @@ class _Run:
         self.states = self.programs.fill(pad(live, width), self.states)
         self.lane_example = pad(self.lane_example[live], width, fill=-1)
         self.lane_age = pad(self.lane_age[live], width, fill=0)
+        self.lane_done = pad(self.lane_done[live], width, fill=0)
 
     @functools.cached_property
     def _cost(self) -> float:
@@ -455,7 +466,8 @@ class _Run:
         if self.runs > 1:
             known = {name: pad(values[rows], self.chunk) for name, values in self.best.items()}
         _write(self.best, rows, self._best(self.states, rows, slots, self.chunk, known))
-        self.lane_example[slots] = -1
+        self.needed += int(self.lane_age[slots].sum())
+        self.lane_example[slots], self.lane_done[slots] = -1, False
         won = self.best["success"][rows] & (self.stop == "success")
         self.runs_done[rows] = np.where(won, self.runs, self.runs_done[rows] + 1)
         self.queue.extend(rows[self.runs_done[rows] < self.runs].tolist())

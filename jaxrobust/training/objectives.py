@@ -176,7 +176,8 @@ class Mixed:
         """Losses (N,) and metrics, see `Objective`."""
         keys = _Keys.of(key)
         images, aux = _craft(self, keys, learner, batch)
-        clean, learner = learner.train(batch.images, keys.dropout)
+        # with a key of its own, else both passes would drop the same units
+        clean, learner = learner.train(batch.images, jax.random.fold_in(keys.dropout, 1))
         adversarial, learner = learner.train(images, keys.dropout)
         weight = jnp.asarray(self.weight, clean.dtype)
         losses = weight * _smoothed(clean, batch.labels, self.label_smoothing)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrobust import _checks, attacks
 from jaxrobust.attacks import engine
-from jaxrobust.losses import cross_entropy
+from jaxrobust.losses import log_odds
 from jaxrobust.training.objectives import Aux, CraftMode, Learner, PerExample, _correct, _Keys, _smoothed, _sound
 from jaxrobust.types import Classifier, Images, Key, Misclassified, Number, pytree
 
@@ -59,7 +59,8 @@ class Several:
         found = jnp.stack([craft(place) for place in places])
         if self.combine == "average":
             return found.reshape(-1, *found.shape[2:]), len(self.attacks)
-        losses = jnp.stack([jax.vmap(cross_entropy)(model(images), batch.labels) for images in found])
+        # not cross-entropy itself, which vanishes for all of them where logits are large
+        losses = jnp.stack([jax.vmap(log_odds)(model(images), batch.labels) for images in found])
         worst = jnp.argmax(jnp.where(jnp.isnan(losses), -jnp.inf, losses), axis=0)
         return jnp.take_along_axis(found, worst[None, :, None, None, None], axis=0)[0], 1
 

@@ -1,5 +1,7 @@
 """Adam on parameters against optax, and what a penalty does."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,15 +54,20 @@ def linear():
     return Classifier(tiny.linear, (columns, jnp.zeros(2))), weights
 
 
-def test_the_penalty_is_part_of_what_is_ascended_and_booked(linear):
+def test_the_penalty_is_part_of_what_is_ascended_but_not_of_the_loss(linear):
     """max <w, δ> − 10 ‖δ‖² is at δ = w/20, well inside of the ball."""
     network, weights = linear
     images = np.full((1, *tiny.SHAPE), 0.5, np.float32)
     made = adam(Ridge(0.3), steps=200, step_size=0.005)
     found = attacks.run(made, network, images, Misclassified(jnp.array([1])), key=KEY)
     np.testing.assert_allclose(found.parameters[0].reshape(-1), np.clip(-weights / 20, -0.3, 0.3), atol=3e-3)
-    value = -np.sum(weights * np.asarray(found.images[0]).reshape(-1)) - 10 * np.sum(np.square(found.parameters))
-    np.testing.assert_allclose(found.loss[0], value, rtol=1e-4)
+    margin = -np.sum(weights * np.asarray(found.images[0]).reshape(-1))
+    np.testing.assert_allclose(found.loss[0], margin, rtol=1e-4)
+    state = made.init(KEY, jnp.asarray(images[0]), Misclassified(jnp.array(1)), jnp.array([0.0, 1.0]))
+    state = dataclasses.replace(state, theta=state.theta + 0.1)
+    told = made.tell(state, jnp.array([[0.0, 2.0]]), jnp.zeros((1, 1, *tiny.SHAPE)))
+    assert float(made.loss_of(told)) == -2
+    assert float(made.best(told).rank) == -1  # the penalty makes the point the worse one
     plain = attacks.run(adam(sets.Linf(0.3), steps=200), network, images, Misclassified(jnp.array([1])), key=KEY)
     np.testing.assert_allclose(np.abs(plain.parameters), 0.3, atol=1e-6)
 

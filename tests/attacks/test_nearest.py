@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust import attacks, evaluate, sets
+from jaxrobust import attacks, evaluate, losses, sets
 from jaxrobust.attacks import engine
 from jaxrobust.types import Classifier, Code, Misclassified
 from tests import tiny
@@ -43,6 +43,18 @@ def test_training_gets_a_member_that_is_not_the_clean_image(name):
     assert float(found.max()) <= 1
     moved = np.abs(np.asarray(found) - images).max((1, 2, 3)) > 0
     assert moved.all()
+
+
+def test_a_round_too_short_for_ead_still_trains_on_harder_images():
+    """Its first constants leave every step below the threshold, so that all iterates are the clean image."""
+    model = tiny.dense_classifier()
+    images, labels = (part[:-1] for part in tiny.images_and_labels(model, 5))
+    keys = engine.example_keys(KEY, jnp.arange(len(images)))
+    made = attacks.ead(sets.L1(0.5), steps=20, rounds=1)
+    found = jax.jit(engine.last_iterate)(made, model, images, Misclassified(jnp.asarray(labels)), keys)
+    before, after = (jax.vmap(losses.log_odds)(model(x), labels) for x in (images, found))
+    assert (after > before).all()
+    assert jax.vmap(made.set.contains)(images, found - images).all()
 
 
 def on_the_boundary(classes, label, rival):
@@ -207,6 +219,21 @@ def test_no_start_is_said(name):
     report = evaluate.robustness(model, (images, labels), {name: BLIND[name]}, key=KEY, progress=False)
     assert report.outcomes[name].summary()["no_start"] == 1
     assert "1 without a start" in str(report)
+
+
+def _dark(below, images):
+    """Class 1 only where an image is darker than that."""
+    return jnp.stack([jnp.full(len(images), 0.5), (images.mean((1, 2, 3)) < below).astype(jnp.float32)], 1)
+
+
+def test_no_start_is_said_by_what_is_around_the_attack():
+    """Where no run of any attack found one, and only there."""
+    made = attacks.on_survivors(attacks.boundary(sets.L2(0.01), queries=1100, restarts=2))
+    images, labels = np.full((1, *tiny.SHAPE), 0.9, np.float32), np.array([0], np.int32)
+    for below, code in ((0.0, Code.NO_START), (0.6, Code.RAN)):
+        found = attacks.run(made, Classifier(_dark, jnp.asarray(below)), images, labels, key=KEY)
+        assert found.code.tolist() == [code]
+    assert not attacks.worst_of(*made.attacks, attacks.fmn(sets.L2(0.01))).needs_start
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, evaluate, sets
-from jaxrobust.types import Classifier
+from jaxrobust.attacks import engine
+from jaxrobust.types import Classifier, Misclassified
 from tests import tiny
 from tests.attacks.test_laws import KINDS, make, measured
 
@@ -106,3 +107,33 @@ def test_a_network_that_takes_bfloat16_only_is_told_to_cast():
     stubborn = dataclasses.replace(network(images.shape[1:], "bfloat16"), apply=tiny.dense_net)
     with pytest.raises(ValueError, match=r"images come as float32.*cast them inside"):
         attacks.run(attacks.fgsm(sets.Linf(0.1)), stubborn, images, labels, key=KEY)
+
+
+MULTIPLYING = {"hop_skip_jump", "spsa"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in MULTIPLYING else [pytest.mark.slow]) for n in sorted(attacks.REGISTRY)]
+)
+def test_products_are_in_full_precision_on_every_machine(name):
+    """Accelerators round factors to a few digits unless a product says otherwise."""
+    entry = attacks.REGISTRY[name]
+    shape = sets.REGISTRY[entry.on].shapes[0]
+    made, x = make(name, entry.on), jnp.full(shape, 0.5)
+
+    def begun(key, logits):
+        return made.begin(key, x, Misclassified(jnp.asarray(0)), logits[0], jnp.zeros((), jnp.int32))
+
+    def step(key, logits, gradients):
+        state = begun(key, logits)
+        return made.ask(state), made.best(made.tell(state, logits, gradients))
+
+    logits = jnp.zeros((made.queries, 4))
+    pulled = jax.eval_shape(lambda key, logits: made.cotangents(begun(key, logits), logits), KEY, logits).shape[1]
+    points = jax.eval_shape(lambda key, logits: made.ask(begun(key, logits)), KEY, logits)
+    gradients = jnp.zeros((made.queries, max(pulled, 1), *points.shape[1:]))
+    equations = engine._equations(jax.make_jaxpr(step)(KEY, logits, gradients).jaxpr)
+    products = [equation for equation in equations if equation.primitive.name == "dot_general"]
+    highest = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
+    assert all(equation.params["precision"] == highest for equation in products)
+    assert products or name not in MULTIPLYING

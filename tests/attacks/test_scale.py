@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust import attacks, sets
+from jaxrobust import attacks, evaluate, sets
 from jaxrobust.types import Classifier
 from tests import tiny
 
@@ -67,6 +67,26 @@ def test_every_attack_finds_as_much_at_every_scale(name):
     if attack.minimum_norm:
         small, one, large = (np.median(np.asarray(result.size)[:-1]) for result in results)
         np.testing.assert_allclose([small, large], one, rtol=0.1)
+
+
+def test_runs_are_ranked_where_their_loss_has_vanished():
+    """Of two classes the log-odds are the difference of logits, so that all scales keep the same run's image."""
+    model = tiny.dense_classifier(classes=2)
+    images, labels = (part[:-1] for part in tiny.images_and_labels(model, 9))
+    made = attacks.pgd(sets.Linf(0.01), steps=1, restarts=6)
+
+    def scaled(params, images):
+        return params[1] * model.apply(params[0], images)
+
+    one, large = (Classifier(scaled, (model.params, jnp.float32(scale))) for scale in (1, 4096))
+    expected = attacks.run(made, one, images, labels, key=KEY)
+    found = attacks.run(made, large, images, labels, key=KEY)
+    in_lanes = evaluate.run_lanes(made, large, images, labels, key=KEY, lanes=4, early_stop=False).result
+    robust = ~np.asarray(expected.success)
+    assert (np.asarray(found.loss)[robust] == 0).sum() > 2
+    for result in (found, in_lanes):
+        np.testing.assert_allclose(result.images, expected.images, atol=1e-6)
+        np.testing.assert_array_equal(result.success, expected.success)
 
 
 def test_saturated_losses_are_reported_as_they_are():

@@ -175,6 +175,40 @@ def test_refilling_spares_steps(model, data, key):
     assert stopped.counts.executed < 1.25 * stopped.counts.needed
 
 
+def test_steps_needed_are_asks_of_whatever_width(model, data, key):
+    """A step of five points in asks of three, and one that ends as soon as it is told."""
+    images, labels, _ = data
+    options = {"key": key, "lanes": 1, "devices": ONE_DEVICE, "early_stop": False}
+    attack = attacks.nes(sets.Linf(0.05), steps=2, samples=4, chunk=3)
+    counts = run_lanes(attack, model, images[:3], labels[:3], **options).counts
+    assert counts.needed == counts.executed == 3 * attack.asks == 15
+    walk = attacks.hop_skip_jump(sets.L2(0.3), iterations=1, queries=30, chunk=5, samples=5)
+    found = run_lanes(walk, model, images[:3], labels[:3], **options)
+    assert found.counts.needed == found.counts.executed
+    assert (found.result.forwards - 1).sum() / walk.queries < found.counts.needed < (found.result.forwards - 1).sum()
+
+
+def test_no_gradients_are_pulled_for_asks_that_only_book(model, data, key, monkeypatch):
+    images, labels, _ = data
+    pulled, original = [], lanes.programs
+
+    def spied(*arguments):
+        made = original(*arguments)
+
+        def step(*args, gradient, **options):
+            pulled.append(gradient)
+            return made.step(*args, gradient=gradient, **options)
+
+        return made._replace(step=step)
+
+    monkeypatch.setattr(lanes, "programs", spied)
+    entry = attacks.REGISTRY["eot"]
+    attack = entry(sets.Linf(0.05))
+    run_lanes(attack, entry.model(model), images[:3], labels[:3], key=key, lanes=3, devices=ONE_DEVICE)
+    assert pulled == [True] * 3 + [False] * 2
+    assert attack.gradients == 2 * 3
+
+
 def test_a_change_of_numbers_compiles_nothing(data, key):
     images, labels, indices = data
     counting = Counting()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import _store, attacks, sets
-from jaxrobust.evaluate import HostModel, lanes, robustness, run_lanes
+from jaxrobust.evaluate import HostModel, _saved, lanes, robustness, run_lanes
 from jaxrobust.evaluate._saved import POINTS
 from jaxrobust.types import Classifier, TopK
 from tests.evaluate.models import ONE_DEVICE, assert_equal_results, classifier, examples, network
@@ -167,6 +167,13 @@ def test_the_save_file_of_another_run_is_refused_and_left_alone(change, named, i
     with pytest.raises(ValueError, match=message):
         run_lanes(attack, model, images, labels, **options)
     assert path.read_bytes() == before
+
+
+def test_a_file_of_another_format_is_refused(interrupted, data, monkeypatch):
+    path = interrupted(5)
+    monkeypatch.setattr(_saved, "FORMAT", _saved.FORMAT + 1)
+    with pytest.raises(ValueError, match=r"differs in: format of the file\. Name another file, or remove it"):
+        run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
 
 
 @pytest.mark.parametrize("kept", [0, 100, 0.5, 0.99])

@@ -47,6 +47,13 @@ def test_mixed_is_the_weighted_sum():
     assert set(aux.means) == {"adv_acc", "clean_acc", "delta_linf", "delta_l2"}
 
 
+def test_both_passes_of_mixed_drop_units_of_their_own():
+    subject, batch, key = learner(Mlp(16, 3, nnx.Rngs(0), dropout=0.5)), make_batch(), jax.random.key(0)
+    still = attacks.fgsm(sets.Linf(0.0))
+    first, second = (jax.jit(mixed(still, weight=weight).__call__)(key, subject, batch)[0] for weight in (0.0, 1.0))
+    assert (np.abs(first - second) > 1e-3).mean() > 0.5
+
+
 L2 = attacks.pgd(sets.L2(0.5), steps=2, random_start=False)
 
 
