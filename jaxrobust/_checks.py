@@ -169,8 +169,6 @@ def saving(name: str, place: Any, run_id: Any) -> None:
         path(name, place)
     if not (run_id is None or isinstance(run_id, str)):
         raise TypeError(f"run_id must be a string or None; got {run_id!r}")
-    if run_id is not None and place is None:
-        raise ValueError(f"run_id must come with {name}, where progress is saved under it; got {run_id!r} alone")
 
 
 def slip(text: str) -> None:

@@ -131,8 +131,8 @@ def run_lanes(
 
     Raises:
         TypeError: as `attacks.run`; a `save` that is no path.
-        ValueError: as `attacks.run`, or a `run_id` without `save`, or the save file belongs to a different run or is
-            damaged, or something in the model or the attack cannot be identified and there is no `run_id`.
+        ValueError: as `attacks.run`, or the save file belongs to a different run or is damaged, or something in the
+            model or the attack cannot be identified and there is no `run_id`.
     """
     _checks.saving("save", save, run_id)
     known = None if save is None else _saved.of_model(model, run_id)
