@@ -109,7 +109,7 @@ def test_what_was_not_measured_is_a_dash(tmp_path, content):
     rows = page.table("table")
     assert [rows[1][-1][0], rows[2][-2][0], rows[3][4][0], rows[3][1][0]] == ["–"] * 4
     assert "–: not measured" in page.words("table")
-    assert [words for words, _ in page.table("cost")[-1]] == ["pgd-l1"] + ["–"] * 10
+    assert [words for words, _ in page.table("cost")[-1]] == ["pgd-l1"] + ["–"] * 11
     assert "nan" not in "".join(page.text.values()).lower().replace("non-finite", "").replace("returned nan", "")
 
 
