@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 __all__ = ["sign_test"]
 
 
@@ -26,5 +24,4 @@ def sign_test(first: int, second: int) -> float:
     for k in range(1, min(first, second) + 1):
         term = term * (count - k + 1) // k
         total += term
-    # by logarithms, since whole numbers this large are no floats
-    return min(1.0, math.exp(math.log(2 * total) - count * math.log(2)))
+    return min(1.0, 2 * total / 2**count)

@@ -33,24 +33,24 @@ def _attacks() -> str:
         name = row.name.removeprefix("attacks.")
         if name in made:
             entries.append((name, f"[{row.knowledge}; {', '.join(row.sets)}] {row.use or row.method}"))
-    others = ", ".join(specs.others())
-    return (
-        f"{_table(entries)}\n\n"
-        "--attack NAME:SET:RADIUS:OPTION=VALUE,...; options are those of jaxrobust.attacks.NAME. In brackets: what it\n"
-        f"must see of the model, and the sets it takes. From Python alone: {others}."
+    about = (
+        "--attack NAME:SET:RADIUS:OPTION=VALUE,...; options are those of jaxrobust.attacks.NAME. In brackets: what it "
+        f"must see of the model, and the sets it takes. From Python alone: {', '.join(specs.others())}."
     )
+    return f"{_table(entries)}\n\n{textwrap.fill(about, _columns())}"
 
 
 def _sets() -> str:
     from jaxrobust import sets
     from jaxrobust.cli import specs
+    from jaxrobust.sets.standard import TABLE
 
     entries = []
     for name, kind in specs.set_makers().items():
         fields = [field for field in dataclasses.fields(kind) if field.name not in ("radius", "network")]  # type: ignore[arg-type]
         options = ", ".join(f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in fields)
         entries.append((f"{name}({options})" if options else name, _first_line(kind)))
-    usual = {dataset: ", ".join(sets.standard(dataset)) for dataset in sets.standard.__globals__["TABLE"]}
+    usual = {dataset: ", ".join(sets.standard(dataset)) for dataset in TABLE}
     return f"{_table(entries)}\n\nusual bounds, as DATASET.NAME\n{_table(usual.items())}"
 
 
@@ -84,11 +84,15 @@ def _data() -> str:
     ready = {"digits": "ships with scikit-learn: 8 x 8, grey, 10 classes"}
     ready |= {name: f"prepared in {_prepared.data_root(None) / name}" for name in _prepared.names(None)}
     usual = {name: "not prepared here" for name in ("mnist", "fashion_mnist", "cifar10") if name not in ready}
-    return (
-        _table([*ready.items(), *usual.items()])
-        + "\n\nAnd every image classification name of TensorFlow Datasets; FILE.npz; ./FOLDER. Local copies are imported\n"
-        "by python -m jaxrobust.data.prepare NAME --from FOLDER."
+    about = (
+        "And every image classification name of TensorFlow Datasets; FILE.npz; ./FOLDER. Local copies are imported by "
+        "python -m jaxrobust.data.prepare NAME --from FOLDER."
     )
+    return f"{_table([*ready.items(), *usual.items()])}\n\n{textwrap.fill(about, _columns())}"
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size((120, 24)).columns
 
 
 def _first_line(thing: object) -> str:
@@ -98,7 +102,7 @@ def _first_line(thing: object) -> str:
 
 def _table(entries: Iterable[tuple[str, str]]) -> str:
     entries = list(entries)
-    columns = shutil.get_terminal_size((120, 24)).columns
+    columns = _columns()
     width = min(max(len(name) for name, _ in entries), 26)
     lines = []
     for name, text in entries:

@@ -1,4 +1,4 @@
-"""The model that a command line names: a function of the user's, called, and what it returns as one that is attacked."""
+"""The model that a command line names: what a function of the user's returns, as one that is attacked."""
 
 from __future__ import annotations
 

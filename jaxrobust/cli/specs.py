@@ -199,7 +199,7 @@ def plan(suites: list[str], specs: list[str], everywhere: tuple[float, ...]) -> 
         attack, ladder, takes = _attack(spec, everywhere)
         used = used or takes
         name = spec.name or f"{spec.kind}-{spec.on}"
-        if spec.name is None and name in rest.attacks:
+        if spec.name is None and name in rest.attacks and spec.options:
             name += " " + ",".join(f"{option}={value}" for option, value in spec.options)
         _add(rest, {name: attack}, {name: ladder}, spec)
     if everywhere and not used:
@@ -270,7 +270,7 @@ def data_set(text: str, *, data_dir: str | None = None, size: int | None = None)
         ValueError: unknown, unreadable, or not to be had here.
     """
     found = re.fullmatch(r"(.+?)(?::(\w*(?:\[[^\[\]]*\])?))?", text)
-    if found is None or found[2] == "":
+    if found is None or found[2] == "" or not (is_path(found[1]) or re.fullmatch(r"[\w./+-]+", found[1])):
         raise ValueError(f"--data must be written like cifar10:test[:1000]; got {text!r}")
     name, split = found[1], found[2]
     if is_path(name):
