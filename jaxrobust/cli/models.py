@@ -107,17 +107,20 @@ def of(made: Any, text: str = "") -> Any:
     """
     from flax import linen, nnx
 
-    from jaxrobust.evaluate import HostModel
+    from jaxrobust import evaluate
 
-    if isinstance(made, (Classifier, HostModel)):
+    if isinstance(made, (Classifier, evaluate.HostModel)):
         return made
     if isinstance(made, nnx.Module):
         return Classifier.from_nnx(made)
     if isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], linen.Module):
         module, variables, *options = made
         return Classifier.from_linen(module, variables, **(options[0] if options else {}))
-    if any(kind.__module__.partition(".")[0] == "torch" for kind in type(made).__mro__):
-        return _of_torch(made, text)
+    homes = {kind.__module__.partition(".")[0] for kind in type(made).__mro__}
+    if "torch" in homes and hasattr(evaluate, "TorchModel"):
+        return evaluate.TorchModel(made.eval())
+    if "equinox" in homes and hasattr(Classifier, "from_equinox"):
+        return Classifier.from_equinox(made)
     if inspect.isfunction(made) or isinstance(made, functools.partial):
         return Classifier.from_function(made)
     raise ValueError(
@@ -125,9 +128,3 @@ def of(made: Any, text: str = "") -> Any:
         f"module; got {_checks.told(made)}"
     )
 
-
-def _of_torch(module: Any, text: str) -> Any:
-    wrap = getattr(Classifier, "from_torch", None)
-    if wrap is None:
-        raise ValueError(f"--model {text} returns a torch module, which this version of jaxrobust cannot attack")
-    return wrap(module)

@@ -122,7 +122,8 @@ def robustness(
                 known=known,
             )
         outcome = _outcome(attack, found, rows, fate, points, prediction)
-        if not isinstance(model, HostModel):  # whose queries may cost money
+        # a model that shows its scores alone may be far, and its queries cost money
+        if not isinstance(model, HostModel) or getattr(model, "differentiable", False):
             still = rounded.copy()
             fooled = rows[outcome.outcome[rows] == FOOLED]
             still[fooled] = still_fooled(model, outcome.images[fooled], labels[fooled], fitting(len(images), lanes))
