@@ -127,4 +127,3 @@ def of(made: Any, text: str = "") -> Any:
         f"--model {text} must return a Classifier, an NNX module, (linen module, variables), a HostModel or a torch "
         f"module; got {_checks.told(made)}"
     )
-

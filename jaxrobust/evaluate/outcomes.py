@@ -69,8 +69,8 @@ class AttackOutcome:
         prediction: (N,) the class of the point returned, as the forward pass that confirms a success sees it; the clean
             one where no success was claimed.
         fooled_8bit: (N,) whether an example is fooled, and still is when the point is rounded to 8 bits a channel, as
-            image files have it (which may leave the set by half a level); None where the model was not asked: a host model
-            without gradients is not, whose queries may cost money.
+            image files have it (which may leave the set by half a level); None where the model was not asked, as a host
+            model without gradients is not, whose queries may cost money.
     """
 
     attack: Attack
