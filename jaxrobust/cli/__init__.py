@@ -50,7 +50,7 @@ attacks  [NAME=]ATTACK:SET[:RADIUS,...][:OPTION=VALUE,...], such as pgd:linf:8/2
 radii    numbers or fractions; with several, the table has the largest, and there are curves and a table of all
 
 examples
-  jaxrobust evaluate --model mine:net --data cifar10:test[:1000] --suite autoattack-linf --radius 8/255 --out runs/mine
+  jaxrobust evaluate --model mine:net --data 'cifar10:test[:1000]' --suite autoattack-linf:8/255 --out runs/mine
   jaxrobust evaluate --model net.py:net --data digits --attack pgd:linf:steps=40 --attack fmn:l2:3 --radius 0.1,0.2
 
 exit codes  0 done, 2 refused (one line on standard error), 130 interrupted; the same command goes on from there"""

@@ -279,8 +279,9 @@ def _warnings_in_one_line() -> Iterator[list[str]]:
     kept: list[str] = []
 
     def show(message: Any, *_: Any, **__: Any) -> None:
-        kept.append(str(message))
-        tqdm.write(f"warning: {message}", file=sys.stderr)
+        if str(message) not in kept:
+            kept.append(str(message))
+            tqdm.write(f"warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("always", module="jaxrobust")

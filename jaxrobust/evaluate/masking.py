@@ -72,6 +72,9 @@ class MaskingReport:
     radii_accuracy: np.ndarray
     evaluation: Evaluation
 
+    def __repr__(self) -> str:
+        return f"MaskingReport({self.evaluation.name!r}, {len(self.checks)} checks, flags: {', '.join(self.flags) or None})"
+
     @property
     def flags(self) -> tuple[str, ...]:
         """The names of the checks that are signs of masked gradients."""
