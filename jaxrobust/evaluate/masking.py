@@ -73,7 +73,8 @@ class MaskingReport:
     evaluation: Evaluation
 
     def __repr__(self) -> str:
-        return f"MaskingReport({self.evaluation.name!r}, {len(self.checks)} checks, flags: {', '.join(self.flags) or None})"
+        flags = ", ".join(self.flags) or None
+        return f"MaskingReport({self.evaluation.name!r}, {len(self.checks)} checks, flags: {flags})"
 
     @property
     def flags(self) -> tuple[str, ...]:
