@@ -1,22 +1,22 @@
 """jaxrobust: adversarial robustness in JAX, as pure functions.
 
-Rooms are imported when they are first used, so that the core costs no more than JAX itself.
+Rooms and types are imported when they are first used, so that the core costs no more than JAX itself, and the command
+line's help not even that.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxrobust.types import AttackResult as AttackResult
-from jaxrobust.types import Classifier as Classifier
-from jaxrobust.types import Code as Code
-from jaxrobust.types import Confident as Confident
-from jaxrobust.types import Misclassified as Misclassified
-from jaxrobust.types import Targeted as Targeted
-from jaxrobust.types import TopK as TopK
-from jaxrobust.types import Towards as Towards
-
 if TYPE_CHECKING:
     from jaxrobust import attacks, data, evaluate, losses, models, perceptual, report, sets, training, transport
+    from jaxrobust.types import AttackResult as AttackResult
+    from jaxrobust.types import Classifier as Classifier
+    from jaxrobust.types import Code as Code
+    from jaxrobust.types import Confident as Confident
+    from jaxrobust.types import Misclassified as Misclassified
+    from jaxrobust.types import Targeted as Targeted
+    from jaxrobust.types import TopK as TopK
+    from jaxrobust.types import Towards as Towards
 
 __version__ = "0.1.0"
 
@@ -31,6 +31,16 @@ _ROOMS = (
     "sets",
     "training",
     "transport",
+)
+_TYPES = (
+    "AttackResult",
+    "Classifier",
+    "Code",
+    "Confident",
+    "Misclassified",
+    "Targeted",
+    "TopK",
+    "Towards",
 )
 
 __all__ = [
@@ -58,8 +68,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"jaxrobust.{name}")
+    if name in _TYPES:
+        return getattr(importlib.import_module("jaxrobust.types"), name)
     raise AttributeError(f"module 'jaxrobust' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ROOMS])
+    return sorted({*globals(), *_ROOMS, *_TYPES})

@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from jaxtyping import Key as TypedKey
 
+from jaxrobust._repr import represented, short
+
 __all__ = [
     "CRITERIA",
     "AttackResult",
@@ -46,6 +48,8 @@ Number = Any
 def pytree(*data: str) -> Callable[[type], type]:
     """Make a class a frozen dataclass and a pytree: the named fields are numbers (traced), all others structure.
 
+    Printed, it shows its first field and those that have not their default, arrays by type and shape.
+
     Args:
         *data: names of the fields that hold arrays, numbers or pytrees of them.
 
@@ -62,7 +66,9 @@ def pytree(*data: str) -> Callable[[type], type]:
     """
 
     def decorate(cls: type) -> type:
-        cls = dataclasses.dataclass(frozen=True)(cls)
+        cls = dataclasses.dataclass(frozen=True, repr=False)(cls)
+        if cls.__repr__ is object.__repr__:
+            cls.__repr__ = represented  # type: ignore[method-assign, assignment]
         meta = tuple(field.name for field in dataclasses.fields(cls) if field.name not in data)
 
         def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
@@ -440,3 +446,15 @@ class AttackResult:
     backwards: Int[Array | np.ndarray, "*batch"]
     code: Int[Array | np.ndarray, "*batch"]
     parameters: Any = None
+
+    def __repr__(self) -> str:
+        shape, name = np.shape(self.images), type(self).__name__
+        known = all(isinstance(field, (np.ndarray, jax.Array)) for field in (self.images, self.success, self.size))
+        if not known or isinstance(self.success, jax.core.Tracer) or len(shape) != 4:
+            return f"{name}(images={short(self.images)}, success={short(self.success)}, size={short(self.size)}, …)"
+        success, size = np.asarray(self.success), np.asarray(self.size)
+        found = f"{int(success.sum())} of {shape[0]} succeeded"
+        if success.any():
+            found += f", mean size {float(size[success].mean()):.4g}"
+        passes = [f"{float(np.mean(getattr(self, what))):.4g} {what}" for what in ("forwards", "backwards")]
+        return f"{name}({found}; images {'x'.join(map(str, shape[1:]))}, {', '.join(passes)} each)"

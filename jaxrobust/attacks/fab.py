@@ -211,7 +211,7 @@ def fab(
 
     Example:
         >>> str(fab(jr.sets.Linf(8 / 255), targets=9))
-        'FAB at 9 targets in Linf(0.0313725), 100 steps'
+        'FAB at 9 targets in Linf(8/255), 100 steps'
 
     Reference:
         Croce and Hein, 2020, arXiv:1907.02044; as in AutoAttack, arXiv:2003.01690, without the paper's final search.

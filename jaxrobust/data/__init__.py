@@ -2,7 +2,8 @@
 
 from jaxrobust.data import augment
 from jaxrobust.data._dataset import Dataset, LazyDataset
+from jaxrobust.data._files import read
 from jaxrobust.data.loader import Batch, Loader
 from jaxrobust.data.sources import load
 
-__all__ = ["Batch", "Dataset", "LazyDataset", "Loader", "augment", "load"]
+__all__ = ["Batch", "Dataset", "LazyDataset", "Loader", "augment", "load", "read"]

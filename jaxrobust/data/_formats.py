@@ -69,7 +69,7 @@ def read_local(directory: Path, name: str, *, size: int | None = None) -> LocalC
     if _subfolders(directory):
         return read_folders(directory, size=size)
     raise ValueError(
-        f"--from must hold IDX files (train-images-idx3-ubyte[.gz], ...), the binary version of CIFAR-10 "
+        f"the folder must hold IDX files (train-images-idx3-ubyte[.gz], ...), the binary version of CIFAR-10 "
         f"(data_batch_1.bin, ..., test_batch.bin) or class folders of images; got {str(directory)!r}"
     )
 

@@ -2,6 +2,8 @@
 
 from jaxrobust.evaluate.autoattack import AutoAttack as AutoAttack
 from jaxrobust.evaluate.autoattack import autoattack as autoattack
+from jaxrobust.evaluate.compare import McNemar as McNemar
+from jaxrobust.evaluate.compare import mcnemar as mcnemar
 from jaxrobust.evaluate.host import HostModel as HostModel
 from jaxrobust.evaluate.lanes import LaneCounts as LaneCounts
 from jaxrobust.evaluate.lanes import LaneResult as LaneResult
@@ -41,6 +43,7 @@ __all__ = [
     "LaneCounts",
     "LaneResult",
     "MaskingReport",
+    "McNemar",
     "Proportion",
     "Transfer",
     "autoattack",
@@ -50,6 +53,7 @@ __all__ = [
     "ensemble",
     "is_finished",
     "masking",
+    "mcnemar",
     "predict",
     "queries_curve",
     "robustness",

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from jaxrobust import _checks
 from jaxrobust._borrow import borrowed
+from jaxrobust._repr import represented
 from jaxrobust.attacks import Attack, engine
 from jaxrobust.evaluate import _saved
 from jaxrobust.evaluate._programs import (
@@ -84,6 +85,8 @@ class LaneResult:
     result: AttackResult
     counts: LaneCounts
     prediction: np.ndarray
+
+    __repr__ = represented
 
 
 @_checks.off_mesh

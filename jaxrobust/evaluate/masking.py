@@ -73,6 +73,10 @@ class MaskingReport:
     radii_accuracy: np.ndarray
     evaluation: Evaluation
 
+    def __repr__(self) -> str:
+        flags = ", ".join(self.flags) or None
+        return f"MaskingReport({self.evaluation.name!r}, {len(self.checks)} checks, flags: {flags})"
+
     @property
     def flags(self) -> tuple[str, ...]:
         """The names of the checks that are signs of masked gradients."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxrobust import _checks, _store
 from jaxrobust.attacks import Attack
+from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneCounts
-from jaxrobust.types import Code
+from jaxrobust.report.run import OUTCOMES
+from jaxrobust.types import Classifier, Code
 
 __all__ = [
     "CLEAN_ERROR",
@@ -66,6 +68,9 @@ class AttackOutcome:
         counts: what the lanes executed and needed, and how long it took.
         prediction: (N,) the class of the point returned, as the forward pass that confirms a success sees it; the clean
             one where no success was claimed.
+        fooled_8bit: (N,) whether an example is fooled, and still is when the point is rounded to 8 bits a channel, as
+            image files have it (which may leave the set by half a level); None where the model was not asked, as a host
+            model without gradients is not, whose queries may cost money.
     """
 
     attack: Attack
@@ -78,6 +83,11 @@ class AttackOutcome:
     backwards: np.ndarray
     counts: LaneCounts
     prediction: np.ndarray | None = None
+    fooled_8bit: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        fates = ", ".join(f"{int((self.outcome == code).sum())} {fate}" for code, fate in enumerate(OUTCOMES))
+        return f"AttackOutcome({self.attack}: {fates})"
 
     @property
     def robust(self) -> np.ndarray:
@@ -93,6 +103,11 @@ class AttackOutcome:
         """
         unfooled = np.where(self.outcome == ROBUST, np.inf, 0.0)
         return np.where(self.outcome == FOOLED, self.size, unfooled).astype(self.size.dtype)
+
+    @property
+    def inherits(self) -> bool:
+        """Whether some examples were fooled by an earlier attack already, and sizes are therefore no distances."""
+        return bool((self.forwards[self.outcome == FOOLED] == 0).any())
 
     @property
     def median_distance(self) -> float:
@@ -121,7 +136,10 @@ class AttackOutcome:
     @property
     def caveats(self) -> str:
         """What a reader of the accuracy must know, each part led in by a semicolon; mostly nothing."""
+        fooled = int((self.outcome == FOOLED).sum())
+        lost = 0 if self.fooled_8bit is None else fooled - int(self.fooled_8bit.sum())
         found = {
+            f"of {fooled} successes lost by rounding to 8 bits": lost,
             "with NaN or infinite logits": int((self.outcome == NON_FINITE).sum()),
             "successes not confirmed": int((self.code == Code.DISAGREED).sum()),
             "successes outside of the set": int((self.code == Code.OUTSIDE).sum()),
@@ -138,6 +156,8 @@ class AttackOutcome:
             "success_rate": float(fooled.sum() / attacked.sum()) if attacked.any() else None,
             "mean_size": float(self.size[fooled].mean()) if fooled.any() else None,
             "median_size": float(np.median(self.size[fooled])) if fooled.any() else None,
+            "fooled": int((self.outcome == FOOLED).sum()),
+            "fooled_8bit": None if self.fooled_8bit is None else int(self.fooled_8bit.sum()),
             "forwards": float(self.forwards[attacked].mean()) if attacked.any() else None,
             "backwards": float(self.backwards[attacked].mean()) if attacked.any() else None,
             "seconds": self.counts.seconds,
@@ -147,6 +167,7 @@ class AttackOutcome:
             "disagreed": int((self.code == Code.DISAGREED).sum()),
             "outside": int((self.code == Code.OUTSIDE).sum()),
             "no_start": int((self.code == Code.NO_START).sum()),
+            "inherits": self.inherits,
         }
 
 
@@ -174,6 +195,20 @@ class Evaluation:
     trained_on: tuple[str, ...] = ()
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        found = {"clean": self.clean, **{name: self.accuracy(name) for name in self.outcomes}}
+        found |= {"worst case": self.union} if len(self.outcomes) > 1 else {}
+        accuracies = ", ".join(f"{name} {100 * each.accuracy:.1f}" for name, each in found.items())
+        return f"Evaluation({self.name!r}, {len(self.labels)} examples; accuracy in %: {accuracies})"
+
+    def __getitem__(self, attack: str) -> AttackOutcome:
+        """What one attack did."""
+        return self.outcomes[_checks.choice("attack", attack, self.outcomes)]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the attacks."""
+        return iter(self.outcomes)
+
     @property
     def prediction(self) -> np.ndarray:
         """(N,) the clean predictions."""
@@ -182,13 +217,12 @@ class Evaluation:
     @property
     def clean(self) -> Proportion:
         """Clean accuracy; NaN logits are errors."""
-        return Proportion.of((self.prediction == self.labels) & np.isfinite(self.logits).all(-1))
+        return Proportion.of(self._right())
 
     @property
     def union(self) -> Proportion:
         """Accuracy against the worst attack of each example: an example counts only if no attack fooled it."""
-        robust = [outcome.robust for outcome in self.outcomes.values()]
-        return Proportion.of(np.logical_and.reduce(robust))
+        return Proportion.of(self.robust())
 
     @property
     def unseen_mean(self) -> float | None:
@@ -197,7 +231,23 @@ class Evaluation:
 
     def accuracy(self, attack: str) -> Proportion:
         """Robust accuracy under one attack."""
-        return Proportion.of(self.outcomes[attack].robust)
+        return Proportion.of(self[attack].robust)
+
+    def robust(self, attack: str | None = None) -> np.ndarray:
+        """Which examples are classified right under an attack; "clean": without one; None: under every one of them.
+
+        Args:
+            attack: its name, "clean" or None.
+
+        Returns:
+            (N,) bool.
+        """
+        if attack is None:
+            return np.logical_and.reduce([outcome.robust for outcome in self.outcomes.values()])
+        return self._right() if attack == "clean" and attack not in self.outcomes else self[attack].robust
+
+    def _right(self) -> np.ndarray:
+        return (self.prediction == self.labels) & np.isfinite(self.logits).all(-1)
 
     def with_notes(self, **notes: Any) -> Evaluation:
         """The same evaluation with more notes.
@@ -215,8 +265,8 @@ class Evaluation:
         """
         return dataclasses.replace(self, notes={**self.notes, **notes})
 
-    def to_json(self) -> dict[str, Any]:
-        """The model's part of a results file."""
+    def to_dict(self) -> dict[str, Any]:
+        """What a results file holds of the model, in JSON's terms; `report.LEGEND` says what the fields are."""
         return {
             "name": self.name,
             "trained_on": list(self.trained_on),
@@ -232,6 +282,74 @@ class Evaluation:
                 "size": {name: outcome.size.tolist() for name, outcome in self.outcomes.items()},
             },
         }
+
+    def rows(self, *, examples: bool = False) -> list[dict[str, Any]]:
+        """The results as rows of a table.
+
+        Args:
+            examples: one row an attack and example, instead of one for clean images, each attack and the union.
+
+        Returns:
+            The rows, name -> value; see `report.LEGEND`.
+        """
+        from jaxrobust.evaluate import export
+
+        return list(export.example_rows(self) if examples else export.rows(self))
+
+    def to_csv(self, path: str | pathlib.Path, *, examples: bool = False) -> pathlib.Path:
+        """Write the rows to a CSV file.
+
+        Args:
+            path: the file; an older one is replaced.
+            examples: as in `rows`.
+
+        Returns:
+            The path.
+        """
+        from jaxrobust.evaluate import export
+
+        return export.write_csv(path, self.rows(examples=examples))
+
+    def to_frame(self, *, examples: bool = False) -> Any:
+        """The rows as a `pandas.DataFrame`.
+
+        Args:
+            examples: as in `rows`.
+
+        Returns:
+            The data frame.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        from jaxrobust.evaluate import export
+
+        return export.data_frame(self.rows(examples=examples))
+
+    def save_images(
+        self, folder: str | pathlib.Path, *, attack: str | None = None, model: Classifier | HostModel | None = None
+    ) -> pathlib.Path:
+        """Write what fooled the model as PNG files, and a list of them: `images.csv`.
+
+        A PNG has 8 bits a channel. Files of images that do not fool the model once they are rounded to that end in
+        "_lost", and have no in the list's column `fooled_8bit`; for minimum-norm attacks, which stop at the boundary,
+        these may be half.
+
+        Args:
+            folder: where to; made if need be. Each attack has a folder of its name in it.
+            attack: which; by default all.
+            model: a model to ask anew about the rounded images, such as a `HostModel`, which `robustness` does not ask.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: images that are neither grey nor RGB, or an unknown attack.
+        """
+        from jaxrobust.evaluate import export
+
+        names = list(self.outcomes) if attack is None else [_checks.choice("attack", attack, self.outcomes)]
+        return export.save_images(self, pathlib.Path(folder), names, model)
 
     def save(self, run_dir: str | pathlib.Path, *, title: str | None = None) -> pathlib.Path:
         """Write `results.json`, pictures and the page to a new run folder.
@@ -260,7 +378,7 @@ class Evaluation:
         lines = [f"{self.name}: accuracy in % [95 % interval] on {len(self.labels)} examples"]
         for (name, _, outcome), (accuracy, least, most) in zip(rows, numbers, strict=True):
             about = "" if outcome is None else f"   {outcome.attack}, {outcome.counts.seconds:.1f} s{outcome.caveats}"
-            if outcome is not None and outcome.attack.minimum_norm:
+            if outcome is not None and outcome.attack.minimum_norm and not outcome.inherits:
                 about += f"; median distance {outcome.median_distance:.4g}"
             lines.append(f"  {name:<{width}}  {accuracy:>{wide}} [{least:>{low}}, {most:>{high}}]{about}")
         return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate import _saved
+from jaxrobust.evaluate._programs import fitting
+from jaxrobust.evaluate.export import still_fooled
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits, drive, replicated, run_lanes
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
@@ -101,7 +104,7 @@ def robustness(
     if known is not None and run_id is None:
         _check_unchanged(known, _saved.of_model(given, None))
     fate, points, prediction = _clean_fate(logits, labels), images, logits.argmax(-1)
-    outcomes = {}
+    rounded, outcomes = np.zeros(len(images), bool), {}
     for attack_name, attack in named.items():
         rows = np.flatnonzero(fate == ROBUST) if only_survivors else np.arange(len(images))
         among: Any = rows if len(rows) < len(images) else slice(None)  # of all, a view
@@ -123,9 +126,17 @@ def robustness(
                 progress=f"{name} | {attack_name}" if progress else False,
                 known=known,
             )
-        outcomes[attack_name] = outcome = _outcome(attack, found, rows, fate, points, prediction)
+        outcome = _outcome(attack, found, rows, fate, points, prediction)
+        # a model that shows its scores alone may be far, and its queries cost money
+        if not isinstance(model, HostModel) or getattr(model, "differentiable", False):
+            still = rounded.copy()
+            fooled = rows[outcome.outcome[rows] == FOOLED]
+            still[fooled] = still_fooled(model, outcome.images[fooled], labels[fooled], fitting(len(images), lanes))
+            outcome = dataclasses.replace(outcome, fooled_8bit=still)
+        outcomes[attack_name] = outcome
         if only_survivors:
             fate, points, prediction = outcome.outcome, outcome.images, outcome.prediction
+            rounded = outcome.fooled_8bit if outcome.fooled_8bit is not None else rounded
     return Evaluation(
         name=name,
         labels=labels,

@@ -155,7 +155,7 @@ def save_run(
         "versions": _store.versions(),
         "device": _device(),
         "attacks": {name: _about(outcome.attack) for name, outcome in first.outcomes.items()},
-        "models": [evaluation.to_json() for evaluation in evaluations],
+        "models": [evaluation.to_dict() for evaluation in evaluations],
         "curves": list(curves),
         "trajectories": list(trajectories),
         "pictures": "pictures.npz" if pictures else None,

@@ -194,6 +194,9 @@ class _Structure:
         # Every call of a jitted function hashes its static parts, and a deep graph takes long to hash.
         return hash((self.graphdef, self.rngs))
 
+    def __repr__(self) -> str:
+        return self.kind.__name__
+
     def network(self, key: Key, *numbers: Any) -> nnx.Module:
         """Put the network together, each random stream with its own key and a count of zero."""
         streams = {}
@@ -216,6 +219,9 @@ class _Forward:
 
     structure: _Structure
     method: str = "__call__"
+
+    def __repr__(self) -> str:
+        return _called(self.structure.kind, self.method)
 
     def __call__(self, params: Any, images: Any) -> Any:
         network = self.structure.network(jax.random.key(0), params)
@@ -246,6 +252,9 @@ class _LinenForward:
     options: tuple[tuple[str, Any], ...]
     method: str = "__call__"
 
+    def __repr__(self) -> str:
+        return _called(type(self.module), self.method)
+
     def __call__(self, params: Any, images: Any) -> Any:
         return self.module.apply(params, images, method=self.method, **dict(self.options))
 
@@ -272,6 +281,10 @@ def _numbers(network: nnx.Module) -> tuple[Any, Any]:
 
 def _has_activations(kind: type) -> bool:
     return callable(getattr(kind, "activations", None))
+
+
+def _called(kind: type, method: str) -> str:
+    return kind.__name__ + ("" if method == "__call__" else f".{method}")
 
 
 def _kind(value: Any) -> str:

@@ -13,10 +13,18 @@ if TYPE_CHECKING:
     from jaxrobust.report.run import Run as Run
     from jaxrobust.report.run import load as load
     from jaxrobust.report.run import picture_key as picture_key
+    from jaxrobust.report.several import render_several as render_several
 
-__all__ = ["LEGEND", "Run", "load", "picture_key", "render"]
+__all__ = ["LEGEND", "Run", "load", "picture_key", "render", "render_several"]
 
-_HOMES = {"LEGEND": "run", "Run": "run", "load": "run", "picture_key": "run", "render": "page"}
+_HOMES = {
+    "LEGEND": "run",
+    "Run": "run",
+    "load": "run",
+    "picture_key": "run",
+    "render": "page",
+    "render_several": "several",
+}
 
 
 def __getattr__(name: str) -> Any:

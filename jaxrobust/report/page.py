@@ -12,7 +12,7 @@ from jaxrobust.report import charts, text
 from jaxrobust.report.run import Run, load
 from jaxrobust.report.sections import SECTIONS
 
-__all__ = ["MARK", "render"]
+__all__ = ["MARK", "render", "write"]
 
 # The first bytes of every page: a file that starts otherwise is not ours to overwrite.
 MARK = "<!doctype html>\n<!-- jaxrobust report -->\n"
@@ -41,7 +41,23 @@ def render(run_dir: pathlib.Path | str, *, output: pathlib.Path | str | None = N
         PosixPath('runs/digits/report.html')
     """
     run = load(run_dir)
-    path = run.folder / "report.html" if output is None else pathlib.Path(output)
+    return write(run, run.folder / "report.html" if output is None else pathlib.Path(output))
+
+
+def write(run: Run, path: pathlib.Path) -> pathlib.Path:
+    """Write the page of a run that was read.
+
+    Args:
+        run: the run.
+        path: where the page goes.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: its folder does not exist.
+        ValueError: it is a file that is not a report.
+    """
     _check_output(path)
     content = _page(run).encode()
     _store.atomically(path, lambda partial: partial.write_bytes(content))

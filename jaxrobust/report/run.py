@@ -35,6 +35,8 @@ LEGEND = {
     "success_rate": "share of fooled examples among those that were attacked (outcome 0 or 1)",
     "mean_size": "mean size of fooled examples",
     "median_size": "median size of fooled examples",
+    "fooled": "number of examples with outcome 1",
+    "fooled_8bit": "how many of these still fool the model when they are rounded to 8 bits a channel, or null",
     "forwards": "mean forward passes (queries) of an attacked example",
     "backwards": "mean gradients of an attacked example",
     "seconds": "wall time, of the run or of an attack",
@@ -44,6 +46,7 @@ LEGEND = {
     "disagreed": "number of examples whose success a fresh forward pass did not confirm; they count as robust",
     "outside": "number of examples whose success lies outside of the attack's own set; they count as robust",
     "no_start": "number of examples for which the attack found no point to start from; they count as robust",
+    "inherits": "true where some examples had been fooled by an earlier attack, so that accuracy is that of all so far",
     "radius": "of the attack's set, in its own unit",
     "radii": "where accuracy was measured, in the unit of the set's radius",
     "set": "the type of the attack's perturbation set",
@@ -123,11 +126,13 @@ class Run:
         folder: where it lies.
         results: the content of its results.json.
         pictures: the arrays of its pictures.npz, or None where the run kept none.
+        parts: the runs that it was put together from, in the order of the models; see `several`.
     """
 
     folder: pathlib.Path
     results: Mapping[str, Any]
     pictures: Mapping[str, np.ndarray] | None
+    parts: tuple[Run, ...] = ()
 
     @property
     def models(self) -> list[dict[str, Any]]:
@@ -143,6 +148,13 @@ class Run:
     def names(self) -> list[str]:
         """The models' names; a model's place here decides its colour everywhere."""
         return [model["name"] for model in self.models]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether all models met the same examples and the same attacks."""
+        examples = [(m["examples"].get("label"), list(m["examples"].get("outcome", {}))) for m in self.models]
+        same_data = len({str(part.results["data"].get("name")) for part in self.parts}) < 2
+        return same_data and all(entry == examples[0] for entry in examples)
 
     def picture(self, what: str, model: int, *, attack: str | None = None) -> np.ndarray | None:
         """The kept images or predictions of a model, under an attack or without one.

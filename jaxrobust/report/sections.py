@@ -6,17 +6,20 @@ A new section is a function here, a template of the same name, and a line in `SE
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxrobust import _statistics
 from jaxrobust.report import charts, images, text
 from jaxrobust.report.run import OUTCOMES, Run, diagnostics
 
 __all__ = ["SECTIONS", "Section"]
 
 _PICTURES = 8
+_PAIRED = 6  # models of several runs that are compared two by two, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,11 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def _statement(run: Run) -> str:
+    if run.parts and not run.comparable:
+        return (
+            f"{len(run.parts)} runs, {len(run.models)} models. Their examples or attacks are not the same, so a union "
+            "is that of the model's own attacks, and compares with no other."
+        )
     data = run.results["data"]
     among = f"On {text.count(data.get('count'))} images of {data.get('name') or 'the data'}"
     ranked = sorted(
@@ -89,6 +97,8 @@ def _strongest(model: dict[str, Any]) -> str:
     entries = {name: entry for name, entry in model["attacks"].items() if text.measured(entry.get("accuracy"))}
     if not entries:
         return ""
+    if any(entry.get("inherits") for entry in entries.values()):
+        return ""
     name = min(entries, key=lambda name: entries[name]["accuracy"])
     return f"The strongest single attack, {name}, leaves {_share(entries[name])}."
 
@@ -112,12 +122,29 @@ def table(run: Run) -> dict[str, Any]:
     rows = [[_cell(model, column) for column in columns] for model in run.models]
     for place in range(len(columns)):
         shown = [row[place]["shown"] for row in rows if text.measured(row[place].get("accuracy"))]
-        best = max(shown, key=float) if len(shown) > 1 else None
+        best = max(shown, key=float) if len(shown) > 1 and run.comparable else None
         for row in rows:
             row[place]["best"] = best is not None and row[place]["shown"] == best
     wide = len(columns) > 9
     seen = any(cell["seen"] for row in rows for cell in row)
-    return {"columns": columns, "rows": rows, "wide": wide, "seen": seen, "unmeasured": any(_gaps(rows))}
+    told = {"columns": columns, "rows": rows, "wide": wide, "seen": seen, "unmeasured": any(_gaps(rows))}
+    return {**told, "pairs": _pairs(run), "inherited": any(_inherited(run))}
+
+
+def _inherited(run: Run) -> Iterator[bool]:
+    return (bool(entry.get("inherits")) for model in run.models for entry in model["attacks"].values())
+
+
+def _pairs(run: Run) -> list[dict[str, Any]]:
+    """Models of several runs, two by two: the examples on which only one of them holds, and McNemar's exact test."""
+    if not (run.parts and run.comparable) or len(run.models) > _PAIRED:
+        return []
+    robust = [np.all([np.asarray(c) == 0 for c in m["examples"]["outcome"].values()], 0) for m in run.models]
+    found = []
+    for (first, one), (second, other) in itertools.combinations(enumerate(robust), 2):
+        alone = int((one & ~other).sum()), int((other & ~one).sum())
+        found.append({"places": (first, second), "alone": alone, "p_value": _statistics.sign_test(*alone)})
+    return found
 
 
 def _cell(model: dict[str, Any], column: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,40 +167,55 @@ def _gaps(rows: list[list[dict[str, Any]]]) -> Iterator[bool]:
 
 def radius(run: Run) -> dict[str, Any] | None:
     """Robust accuracy against radius: a panel an attack, a line a model, the evaluated radius marked."""
-    panels = []
-    for curve in run.results["curves"]:
-        about = run.attacks.get(curve["attack"], {})
+    panels, numbers = [], []
+    for attack, curves in _by_attack(run.results["curves"]):
+        about = run.attacks.get(attack, {})
         lines = [
             charts.Line(run.names.index(model), curve["radii"], accuracy)
+            for curve in curves
             for model, accuracy in curve["accuracy"].items()
             if model in run.names
         ]
         svg = charts.chart(
             lines,
-            label=f"Robust accuracy against radius under {curve['attack']}",
+            label=f"Robust accuracy against radius under {attack}",
             x_label=f"radius ({about['set']})" if about.get("set") else "radius",
             y_label="robust accuracy",
             mark=about.get("radius"),
             fraction=True,
         )
-        panels.append({"name": curve["attack"], "count": curve.get("count"), "svg": svg, "about": about})
-    return {"panels": panels} if panels else None
+        panels.append({"name": attack, "count": _same([c.get("count") for c in curves]), "svg": svg, "about": about})
+        numbers += [
+            {"attack": attack, "place": line.model, "points": list(zip(line.x, line.y, strict=True))} for line in lines
+        ]
+    return {"panels": panels, "numbers": numbers} if panels else None
+
+
+def _by_attack(entries: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Entries of results.json, those of one attack together."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        found.setdefault(entry["attack"], []).append(entry)
+    return list(found.items())
+
+
+def _same(values: Sequence[Any]) -> Any:
+    return values[0] if all(value == values[0] for value in values) else None
 
 
 def steps(run: Run) -> dict[str, Any] | None:
     """Loss against attack step: a panel an attack, a line a model, the 10–90 % band where it was kept."""
     panels, banded = [], False
-    for trajectory in run.results["trajectories"]:
+    for attack, found in _by_attack(run.results["trajectories"]):
         lines = []
-        for model, mean in trajectory["mean"].items():
-            if model in run.names:
-                low, high = ((trajectory.get(edge) or {}).get(model) for edge in ("low", "high"))
-                banded |= low is not None and high is not None
-                lines.append(charts.Line(run.names.index(model), range(len(mean)), mean, low, high))
-        svg = charts.chart(
-            lines, label=f"Loss against step of {trajectory['attack']}", x_label="attack step", y_label="loss"
-        )
-        panels.append({"name": trajectory["attack"], "count": trajectory.get("count"), "svg": svg})
+        for trajectory in found:
+            for model, mean in trajectory["mean"].items():
+                if model in run.names:
+                    low, high = ((trajectory.get(edge) or {}).get(model) for edge in ("low", "high"))
+                    banded |= low is not None and high is not None
+                    lines.append(charts.Line(run.names.index(model), range(len(mean)), mean, low, high))
+        svg = charts.chart(lines, label=f"Loss against step of {attack}", x_label="attack step", y_label="loss")
+        panels.append({"name": attack, "count": _same([one.get("count") for one in found]), "svg": svg})
     return {"panels": panels, "banded": banded} if panels else None
 
 
@@ -201,20 +243,38 @@ def masking(run: Run) -> dict[str, Any] | None:
 
 
 def pictures(run: Run) -> dict[str, Any] | None:
-    """Original, adversarial and difference images of every model and attack."""
-    if run.pictures is None:
+    """Original, adversarial and difference images of every model and attack; of several runs, run by run."""
+    blocks: list[dict[str, Any]] = []
+    place = 0
+    for part in run.parts or (run,):
+        blocks += _pictures(part, place, run.names, _PICTURES // 2 if run.parts else _PICTURES)
+        place += len(part.models)
+    if not blocks:
         return None
+    compact = sum(len(block["rows"]) for block in blocks) <= 12
+    first, colour = blocks[0], any(block["colour"] for block in blocks)
+    return {"blocks": blocks, "shown": first["shown"], "total": first["total"], "compact": compact, "colour": colour}
+
+
+def _pictures(run: Run, start: int, names: list[str], most: int) -> list[dict[str, Any]]:
+    """A block a model of one run, whose first model has the place `start` on the page."""
+    if run.pictures is None:
+        return []
     stored = run.pictures
     clean, labels = stored["clean"], stored["label"]
-    shown = min(_PICTURES, len(clean))
+    shown = min(most, len(clean))
     places = range(len(run.names))
     found = [
         name for name in run.attacks if any(run.picture("images", place, attack=name) is not None for place in places)
     ]
     factors = {name: _factor(run, name, clean[:shown]) for name in found}
     classes = run.results["data"].get("class_names")
+    originals = [
+        {"image": images.picture(clean[index]), "label": _class(labels, index, classes)} for index in range(shown)
+    ]
+    about = {"originals": originals, "shown": shown, "total": len(clean), "colour": clean.shape[-1] == 3}
     blocks = []
-    for place, model in enumerate(run.names):
+    for place in places:
         before = run.picture("prediction", place)
         rows = []
         for name in found:
@@ -232,13 +292,8 @@ def pictures(run: Run) -> dict[str, Any] | None:
                 ]
                 rows.append({"name": name, "factor": factors[name], "cells": cells})
         if rows:
-            blocks.append({"place": place, "name": model, "rows": rows})
-    originals = [
-        {"image": images.picture(clean[index]), "label": _class(labels, index, classes)} for index in range(shown)
-    ]
-    compact = len(found) * len(blocks) <= 12
-    colour = clean.shape[-1] == 3
-    return {"originals": originals, "blocks": blocks, "total": len(clean), "compact": compact, "colour": colour}
+            blocks.append({"place": start + place, "name": names[start + place], "rows": rows, **about})
+    return blocks
 
 
 def _factor(run: Run, name: str, clean: np.ndarray) -> float:
@@ -272,7 +327,7 @@ def examples(run: Run) -> dict[str, Any] | None:
         for place, model in enumerate(run.models)
         for name, codes in model["examples"].get("outcome", {}).items()
     }
-    if not outcomes:
+    if not outcomes or (run.parts and not _share_examples(run)):
         return None
     grid = np.stack(list(outcomes.values()))
     robust = grid == 0
@@ -298,6 +353,11 @@ def examples(run: Run) -> dict[str, Any] | None:
     }
 
 
+def _share_examples(run: Run) -> bool:
+    labels = [model["examples"].get("label") for model in run.models]
+    return all(own == labels[0] for own in labels)
+
+
 # What has a column only where it occurs: examples that count as robust though the search tells nothing of them.
 _RARE = (
     {
@@ -317,7 +377,11 @@ _RARE = (
 def cost(run: Run) -> dict[str, Any] | None:
     """What each attack cost, how often it succeeded and how large its perturbations are."""
     groups = [
-        {"place": place, "name": model["name"], "entries": [(name, model["attacks"][name]) for name in run.attacks]}
+        {
+            "place": place,
+            "name": model["name"],
+            "entries": [(name, model["attacks"][name]) for name in run.attacks if model["attacks"][name]],
+        }
         for place, model in enumerate(run.models)
     ]
     entries = [entry for group in groups for _, entry in group["entries"]]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxrobust._repr import written
 from jaxrobust.types import Classifier, Image, Key, Number
 
 __all__ = ["REGISTRY", "PerturbationSet", "register"]
@@ -85,7 +86,7 @@ class PerturbationSet(abc.ABC):
 
     def __str__(self) -> str:
         radius = self.radius
-        return f"{type(self).__name__}({radius if is_placeholder(radius) else format(float(radius), 'g')})"
+        return f"{type(self).__name__}({radius if is_placeholder(radius) else written(radius)})"
 
 
 def is_placeholder(value: Any) -> bool:

@@ -61,7 +61,7 @@ class Linf(AdditiveBall):
 
     Example:
         >>> str(Linf(8 / 255))
-        'Linf(0.0313725)'
+        'Linf(8/255)'
 
     Reference:
         Madry et al., 2018, arXiv:1706.06083.

@@ -123,7 +123,7 @@ def test_split_folders_beside_others(tmp_path):
 
 def test_folder_of_nothing_known(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ValueError, match="--from must hold IDX files"):
+    with pytest.raises(ValueError, match="the folder must hold IDX files"):
         read_local(tmp_path, "mine")
 
 

@@ -27,12 +27,12 @@ def test_every_line_makes_a_set_that_takes_the_images(dataset):
     ("dataset", "name", "text"),
     [
         ("mnist", "linf", "Linf(0.3)"),
-        ("cifar10", "linf", "Linf(0.0313725)"),
+        ("cifar10", "linf", "Linf(8/255)"),
         ("imagenet", "l0", "L0(150)"),
-        ("imagenet100", "l2", "L2(4.70588)"),
+        ("imagenet100", "l2", "L2(1200/255)"),
         ("mnist", "union", "Linf(0.3) or L2(2) or L1(10), scale (1)"),
         ("cifar10", "union", "Linf(0.03) or L2(0.5) or L1(12), scale (1)"),
-        ("cifar10", "recolor+flow+linf", "ReColor(0.06) then Flow(0.05) then Linf(0.0313725), scale (1)"),
+        ("cifar10", "recolor+flow+linf", "ReColor(0.06) then Flow(0.05) then Linf(8/255), scale (1)"),
     ],
 )
 def test_bounds(dataset, name, text):

@@ -1,0 +1,171 @@
+"""The command line, on top of all rooms: `python -m jaxrobust`, or `jaxrobust` where it is installed.
+
+It is parsed by argparse, and what a command needs is imported once it is known, so that help costs no import of JAX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, NoReturn
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, where argparse writes the usage besides."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="jaxrobust", description="Adversarial robustness in JAX, from the shell.", allow_abbrev=False)
+    parser.add_argument("--version", action="store_true", help="print the version and end")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        own = commands.add_parser(
+            name,
+            help=command.about,
+            description=command.about,
+            epilog=command.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        own.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        command.arguments(own)
+    return parser
+
+
+EVALUATE = """\
+models   a function without arguments, or an object, that is or returns a Classifier, an NNX module, (linen module,
+         variables), a HostModel or a torch module; the current folder is on the path
+data     digits, cifar10:test[:1000], any TensorFlow Datasets name; mine.npz (arrays images and labels; uint8 is divided
+         by 255); ./folder of class folders, with :SPLIT after it or not
+suites   NAME[:RADIUS,...][:OPTION=VALUE,...], such as autoattack-linf:8/255
+attacks  [NAME=]ATTACK:SET[:RADIUS,...][:OPTION=VALUE,...], such as pgd:linf:8/255:steps=40,restarts=5
+         or frank_wolfe:wasserstein(kernel=5):0.005, or pgd:cifar10.recolor+flow+linf (a usual bound of a data set)
+radii    numbers or fractions; with several, the table has the largest, and there are curves and a table of all
+
+examples
+  jaxrobust evaluate --model mine:net --data 'cifar10:test[:1000]' --suite autoattack-linf:8/255 --out runs/mine
+  jaxrobust evaluate --model net.py:net --data digits --attack pgd:linf:steps=40 --attack fmn:l2:3 --radius 0.1,0.2
+
+exit codes  0 done, 2 refused (one line on standard error), 130 interrupted; the same command goes on from there"""
+
+
+def _evaluate(own: argparse.ArgumentParser) -> None:
+    what = own.add_argument_group("what")
+    what.add_argument("--model", required=True, metavar="MODULE:FUNCTION", help="or PATH/FILE.py:FUNCTION; see below")
+    what.add_argument("--data", required=True, metavar="DATA", help="examples: a name, a file or a folder; see below")
+    what.add_argument("--suite", action="append", default=[], metavar="SUITE", help="may be given again; see below")
+    what.add_argument("--attack", action="append", default=[], metavar="ATTACK", help="may be given again; see below")
+    what.add_argument("--radius", metavar="R[,R...]", help="of all attacks that have none of their own: 8/255")
+    what.add_argument("--masking", action="store_true", help="look for signs of masked gradients too")
+    where = own.add_argument_group("where to")
+    where.add_argument(
+        "--out", required=True, metavar="FOLDER", help="results.json, results.csv, report.html, progress"
+    )
+    where.add_argument("--name", help="the model's name in tables; by default its function's")
+    where.add_argument("--title", help="the page's title; by default name and data")
+    where.add_argument("--images", action="store_true", help="write adversarial images as PNG files too")
+    where.add_argument("--overwrite", action="store_true", help="take away what the folder holds and begin anew")
+    how = own.add_argument_group("how")
+    how.add_argument("--seed", type=int, default=0, help="of all randomness (0)")
+    how.add_argument("--lanes", type=int, default=128, help="examples in flight at once (128)")
+    how.add_argument("--devices", metavar="I[,I...]", help="places among JAX's local devices; by default all")
+    how.add_argument("--data-dir", metavar="FOLDER", help="of prepared data sets; by default TFDS_DATA_DIR")
+    how.add_argument("--size", type=int, help="resize images to squares of so many pixels")
+    how.add_argument("--run-id", metavar="NAME", help="stands for what cannot be recognised when a run goes on")
+    how.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="bars on standard error; by default where that is a terminal",
+    )
+    how.add_argument(
+        "--cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep compiled programs from run to run, in JAX_COMPILATION_CACHE_DIR, else the user's cache",
+    )
+
+
+def _list(own: argparse.ArgumentParser) -> None:
+    own.add_argument("what", choices=("attacks", "sets", "suites", "models", "data"))
+
+
+def _report(own: argparse.ArgumentParser) -> None:
+    own.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    own.add_argument("--output", metavar="FILE", help="the page; by default RUN/report.html, of several ./report.html")
+
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    Args:
+        module: of this package, whose `run` does it and whose `interrupted` says what Ctrl-C leaves.
+        about: what it does.
+        arguments: adds its arguments to its parser.
+        epilog: what its help ends with.
+    """
+
+    module: str
+    about: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    epilog: str | None = None
+
+
+COMMANDS = {
+    "evaluate": Command(
+        "evaluate", "robust accuracy of a model: table, results.json, CSV and page", _evaluate, EVALUATE
+    ),
+    "list": Command("lists", "what there is: attacks, sets, suites, models, data", _list),
+    "report": Command("report", "one self-contained HTML page of a run, or of several", _report),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what a command line says.
+
+    Args:
+        argv: the arguments; by default those of the process.
+
+    Returns:
+        0 when it is done, 2 when it was refused, which one line on standard error explains, 130 when Ctrl-C ended it.
+
+    Example:
+        >>> main(["--version"])
+        0.1.0
+        0
+    """
+    parser = _parser()
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as error:
+        return int(error.code or 0)
+    if options.version:
+        from jaxrobust import __version__
+
+        print(__version__)
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 0
+    command = None
+    try:
+        command = importlib.import_module(f"jaxrobust.cli.{COMMANDS[options.command].module}")
+        command.run(options)
+    except KeyboardInterrupt:
+        print(command.interrupted(options) if command else "interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # of `jaxrobust list attacks | head`
+        sys.stderr.close()
+        return 0
+    except (OSError, TypeError, ValueError) as error:
+        if options.debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,289 @@
+"""`jaxrobust evaluate`: a model under attacks, at one radius or several, to a table, a CSV and a page."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxrobust import _store, data, evaluate, report
+from jaxrobust._repr import written
+from jaxrobust.cli import models, specs
+from jaxrobust.evaluate import Evaluation, Proportion, _saved
+from jaxrobust.evaluate.export import write_csv
+
+__all__ = ["interrupted", "remember_programs", "run"]
+
+DIAGNOSED = 500  # examples that are looked at for signs of masked gradients
+FEW_CLASSES = 0.5  # share of the classes below which a reader is told
+FILES = ("results.json", "results.csv", "report.html", "pictures.npz")
+
+
+def interrupted(options: argparse.Namespace) -> str:
+    """What Ctrl-C leaves behind."""
+    again = "the same command" + (" without --overwrite" if options.overwrite else "")
+    return f"interrupted; what was done is kept in {options.out}, and {again} goes on from there"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate, or what is left of it, and print the table and where the page is."""
+    with _warnings_in_one_line() as warned:
+        if options.cache:
+            remember_programs()
+        _run(options, warned)
+
+
+def _run(options: argparse.Namespace, warned: list[str]) -> None:
+    began = time.perf_counter()
+    out = pathlib.Path(options.out)
+    groups = specs.plan(options.suite, options.attack, specs.radii(options.radius) if options.radius else ())
+    devices = _devices(options.devices)
+    examples = specs.data_set(options.data, data_dir=options.data_dir, size=options.size)
+    images, labels = examples
+    model = models.load(options.model)
+    name = options.name or options.model.rpartition(":")[2]
+    config = _config(options, model, images, labels, groups)
+    if options.overwrite:
+        _clear(out)
+    elif _is_finished(out, config):
+        print(_told(out))
+        return
+    _note_few_classes(examples)
+    job = functools.partial(
+        _evaluated,
+        model,
+        (images, labels),
+        key=jax.random.key(options.seed),
+        name=name,
+        lanes=options.lanes,
+        devices=devices,
+        run_id=options.run_id,
+        progress=_wants_bars(options),
+    )
+    try:
+        found = job(groups, save_dir=out / "progress")
+        print(found, flush=True)
+        ladder = _ladder(found, groups, job, out / "progress")
+    except ValueError as error:
+        if str(out / "progress") in str(error):
+            raise ValueError(f"{error} (--overwrite does)") from error
+        raise
+    curves = _curves(ladder, groups, name, len(labels))
+    if curves:
+        print(_table(curves, name))
+    if options.masking:
+        first = next(iter(groups[0].attacks.values()))
+        some = (images[:DIAGNOSED], labels[:DIAGNOSED])
+        own = jax.random.fold_in(jax.random.key(options.seed), 1)
+        kept: dict[str, Any] = {"lanes": options.lanes, "devices": devices, "progress": _wants_bars(options)}
+        signs = evaluate.masking(model, some, first.set, key=own, name=name, **kept)
+        print(signs)
+        found = found.with_notes(masking=signs.summary())
+    if warned:
+        found = found.with_notes(warnings=warned)
+    write_csv(out / "results.csv", [*found.rows(), *_rows(ladder, groups, name)])
+    if options.images:
+        print(f"images: {found.save_images(out / 'images')}")
+    page = evaluate.save_run(
+        out,
+        [found],
+        title=options.title or f"{name} on {' '.join(filter(None, (examples.name, examples.split)))}",
+        data={"name": examples.name, "split": examples.split, "class_names": list(examples.class_names)},
+        config=config,
+        curves=curves,
+        seconds=time.perf_counter() - began,
+    )
+    _clear(out, results=False)
+    print(f"report: {page}")
+
+
+def remember_programs() -> None:
+    """Have JAX keep compiled programs on disk, from one process to the next, unless its own settings say where."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "jaxrobust" / "programs"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _evaluated(
+    model: Any, examples: Any, groups: list[specs.Planned], *, save_dir: pathlib.Path, **options: Any
+) -> Evaluation:
+    """Each group by itself, put together: suites on what is left, all others on every example."""
+    parts = []
+    for group in groups:
+        if group.suite:
+            found: Any = evaluate.autoattack(model, examples, attacks=group.attacks, save_dir=save_dir, **options)
+            parts.append(getattr(found, "evaluation", found))
+        else:
+            parts.append(evaluate.robustness(model, examples, group.attacks, save_dir=save_dir, **options))
+    outcomes = {name: outcome for part in parts for name, outcome in part.outcomes.items()}
+    return dataclasses.replace(parts[0], outcomes=outcomes)
+
+
+# radius -> attack -> which examples withstand it there
+Ladder = dict[float, dict[str, np.ndarray]]
+
+
+def _ladder(found: Evaluation, groups: list[specs.Planned], job: Any, save_dir: pathlib.Path) -> Ladder:
+    """Which examples are robust at every radius; of minimum-norm attacks one run tells them all."""
+    robust: Ladder = {}
+    for group in groups:
+        for name, radii in group.radii.items():
+            outcome = found.outcomes[name]
+            robust.setdefault(radii[-1], {})[name] = outcome.robust
+            if _tells_distances(outcome.attack, group):
+                for radius in radii[:-1]:
+                    robust.setdefault(radius, {})[name] = outcome.distances > radius
+    for radius in sorted({radius for group in groups for radii in group.radii.values() for radius in radii[:-1]}):
+        smaller = [_at(group, radius) for group in groups]
+        if any(group.attacks for group in smaller):
+            there = job([group for group in smaller if group.attacks], save_dir=save_dir / f"radius {radius:.9g}")
+            robust.setdefault(radius, {}).update({n: o.robust for n, o in there.outcomes.items()})
+    return dict(sorted(robust.items()))
+
+
+def _tells_distances(attack: Any, group: specs.Planned) -> bool:
+    """Whether one run is the whole curve: not of an attack that sees only what others have left."""
+    return attack.minimum_norm and not group.suite
+
+
+def _at(group: specs.Planned, radius: float) -> specs.Planned:
+    """Those attacks of a group that are still to be run at a smaller radius."""
+    names = [n for n, a in group.attacks.items() if radius in group.radii[n][:-1] and not _tells_distances(a, group)]
+    return specs.Planned({n: group.attacks[n].with_radius(radius) for n in names}, {}, group.suite)
+
+
+def _curves(ladder: Ladder, groups: list[specs.Planned], name: str, count: int) -> list[dict[str, Any]]:
+    """Accuracy against radius as a run folder holds it; of the union where all attacks have the same radii."""
+    swept = {n: radii for group in groups for n, radii in group.radii.items() if len(radii) > 1}
+    lines = {n: [float(ladder[radius][n].mean()) for radius in radii] for n, radii in swept.items()}
+    if len(swept) > 1 and len(set(swept.values())) == 1 and len(swept) == sum(len(group.radii) for group in groups):
+        lines["union"] = [float(np.logical_and.reduce(list(row.values())).mean()) for row in ladder.values()]
+        swept["union"] = tuple(ladder)
+    return [
+        {"attack": n, "radii": list(swept[n]), "accuracy": {name: accuracies}, "count": count}
+        for n, accuracies in lines.items()
+    ]
+
+
+def _rows(ladder: Ladder, groups: list[specs.Planned], name: str) -> Iterator[dict[str, Any]]:
+    """The lines of the CSV for all but the largest radii."""
+    for group in groups:
+        for attack, radii in group.radii.items():
+            for radius in radii[:-1]:
+                about = {"model": name, "attack": attack, "set": type(group.attacks[attack].set).__name__}
+                yield {**about, "radius": radius, **Proportion.of(ladder[radius][attack])._asdict()}
+
+
+def _table(curves: list[dict[str, Any]], name: str) -> str:
+    """Accuracy against radius in text, the curves of equal radii together."""
+    lines = [f"{name}: accuracy in % against radius"]
+    width = max(len(curve["attack"]) for curve in curves)
+    last = None
+    for curve in curves:
+        if curve["radii"] != last:
+            last = curve["radii"]
+            lines.append(f"  {'':<{width}}  " + " ".join(f"{written(radius):>8}" for radius in last))
+        cells = " ".join(f"{100 * accuracy:>8.1f}" for accuracy in curve["accuracy"][name])
+        lines.append(f"  {curve['attack']:<{width}}  {cells}")
+    return "\n".join(lines)
+
+
+def _config(options: argparse.Namespace, model: Any, images: Any, labels: Any, groups: Any) -> dict[str, Any]:
+    """What tells the run from others: names for people, digests for what names do not tell."""
+    return {
+        "model": options.model,
+        **_saved.of_model(model, options.run_id),
+        "data": options.data,
+        "images": _store.identity(images),
+        "labels": _store.identity(labels),
+        "attacks": {
+            name: _store.identity((attack, group.suite), what=name, run_id=options.run_id)
+            for group in groups
+            for name, attack in group.attacks.items()
+        },
+        "radii": {name: list(radii) for group in groups for name, radii in group.radii.items()},
+        "seed": options.seed,
+        "masking": options.masking,
+    }
+
+
+def _is_finished(out: pathlib.Path, config: dict[str, Any]) -> bool:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder; {out} is a file")
+    try:
+        return evaluate.is_finished(out, config)
+    except ValueError as error:
+        raise ValueError(f"--out: {error} (--overwrite takes it away)") from error
+
+
+def _told(out: pathlib.Path) -> str:
+    model = report.load(out).models[0]
+    figures = {"clean": model["clean"], **model["attacks"], "union": model["union"]}
+    accuracies = ", ".join(f"{name} {100 * entry['accuracy']:.1f}" for name, entry in figures.items())
+    return (
+        f"finished already, --overwrite runs it anew; {model['name']}, accuracy in %: {accuracies}\n"
+        f"report: {report.render(out)}"
+    )
+
+
+def _clear(out: pathlib.Path, *, results: bool = True) -> None:
+    """Take away progress, and results first of all, since they say that a run is whole."""
+    for name in FILES if results else ():
+        _store.remove(out / name)
+    for file in sorted((out / "progress").glob("**/*.npz")):
+        file.unlink()
+    for folder in [*(out / "progress").glob("radius *"), out / "progress"]:
+        with contextlib.suppress(OSError):  # not there, or with something else in it
+            folder.rmdir()
+
+
+def _devices(text: str | None) -> list[Any] | None:
+    if text is None:
+        return None
+    local = jax.local_devices()
+    try:
+        return [local[place] for place in map(int, text.split(",")) if place >= 0 or local[len(local)]]
+    except (ValueError, IndexError):
+        raise ValueError(f"--devices must be places from 0 to {len(local) - 1}, such as 0; got {text!r}") from None
+
+
+def _wants_bars(options: argparse.Namespace) -> bool:
+    return sys.stderr.isatty() if options.progress is None else options.progress
+
+
+def _note_few_classes(examples: data.Dataset) -> None:
+    """Examples that lie class by class, of which the first are taken, are no sample of the data."""
+    found = len(np.unique(examples.labels))
+    if found < FEW_CLASSES * examples.classes and len(examples) >= examples.classes:
+        text = f"the {len(examples)} examples are of {found} of {examples.classes} classes: does the data lie in order?"
+        print(f"note: {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[list[str]]:
+    """The library's warnings as lines between the bars, and kept for the page."""
+    kept: list[str] = []
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        if str(message) not in kept:
+            kept.append(str(message))
+            tqdm.write(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module="jaxrobust")
+        warnings.showwarning = show
+        yield kept

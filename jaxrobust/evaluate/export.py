@@ -1,0 +1,133 @@
+"""Results in other forms: rows of a table, CSV, pandas, image files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxrobust import _store
+from jaxrobust.evaluate._programs import forward
+from jaxrobust.evaluate.host import HostModel
+from jaxrobust.report.run import OUTCOMES
+from jaxrobust.types import Classifier
+
+if TYPE_CHECKING:
+    from jaxrobust.evaluate.outcomes import Evaluation
+
+__all__ = ["data_frame", "eight_bit", "example_rows", "rows", "save_images", "still_fooled", "write_csv"]
+
+Row = dict[str, Any]
+
+
+def rows(evaluation: Evaluation) -> Iterator[Row]:
+    """One row for clean images, one an attack, one for the worst case of several."""
+    yield {"model": evaluation.name, "attack": "clean", **evaluation.clean._asdict()}
+    for name, outcome in evaluation.outcomes.items():
+        attack_set = outcome.attack.set
+        about = {"set": type(attack_set).__name__, "radius": np.asarray(attack_set.radius).tolist()}
+        yield {"model": evaluation.name, "attack": name, **about, **outcome.summary()}
+    if len(evaluation.outcomes) > 1:
+        yield {"model": evaluation.name, "attack": "union", **evaluation.union._asdict()}
+
+
+def example_rows(evaluation: Evaluation) -> Iterator[Row]:
+    """One row an attack and example."""
+    prediction = evaluation.prediction
+    for name, outcome in evaluation.outcomes.items():
+        for i, label in enumerate(evaluation.labels):
+            yield {
+                "model": evaluation.name,
+                "attack": name,
+                "example": i,
+                "label": int(label),
+                "prediction": int(prediction[i]),
+                "outcome": OUTCOMES[outcome.outcome[i]],
+                "prediction_attacked": None if outcome.prediction is None else int(outcome.prediction[i]),
+                "size": float(outcome.size[i]),
+                "loss": float(outcome.loss[i]),
+                "forwards": int(outcome.forwards[i]),
+                "backwards": int(outcome.backwards[i]),
+            }
+
+
+def write_csv(path: str | pathlib.Path, rows: Iterable[Row]) -> pathlib.Path:
+    """Rows as a CSV file, whole or not at all; columns are the rows' names in order of their appearance."""
+    rows = list(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = pathlib.Path(path)
+    _store.atomically(path, lambda partial: partial.write_text(text.getvalue(), encoding="utf-8"))
+    return path
+
+
+def data_frame(rows: Iterable[Row]) -> Any:
+    """Rows as a `pandas.DataFrame`."""
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError("to_frame needs pandas, which is not installed: pip install pandas; or use to_csv") from None
+    return pandas.DataFrame(list(rows))
+
+
+def eight_bit(images: Any) -> np.ndarray:
+    """Images in [0, 1] rounded to the nearest of 256 levels, uint8."""
+    return np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
+
+
+def still_fooled(model: Classifier | HostModel, images: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
+    """Which adversarial images are misclassified still as a file of 8 bits a channel has them.
+
+    Args:
+        model: the model.
+        images: (N, H, W, C) in [0, 1].
+        labels: (N,) true labels.
+        size: images a forward pass.
+
+    Returns:
+        (N,) bool; non-finite logits are no success.
+    """
+    found = np.zeros(len(images), bool)
+    for start in range(0, len(images), size):
+        piece = slice(start, start + size)
+        # as a reader of the file would have them, see `data`
+        rounded = np.divide(eight_bit(images[piece]), images.dtype.type(255), dtype=images.dtype)
+        logits = forward(model, rounded, np.arange(len(rounded)), size)  # padded to the shape of the clean pass
+        found[piece] = (logits.argmax(-1) != labels[piece]) & np.isfinite(logits).all(-1)
+    return found
+
+
+def save_images(
+    evaluation: Evaluation, folder: pathlib.Path, names: list[str], model: Classifier | HostModel | None
+) -> pathlib.Path:
+    """See `Evaluation.save_images`."""
+    from jaxrobust.data._images import encode_png
+    from jaxrobust.evaluate.outcomes import FOOLED
+
+    channels = evaluation.images.shape[-1]
+    if channels not in (1, 3, 4):
+        raise ValueError(f"images must have 1, 3 or 4 channels to be PNG files; got {channels}")
+    listed: list[Row] = []
+    for name in names:
+        outcome = evaluation.outcomes[name]
+        # of examples that an earlier attack had fooled, that attack's own point is kept
+        chosen = np.flatnonzero((outcome.outcome == FOOLED) & (outcome.forwards > 0))
+        still = outcome.fooled_8bit
+        if model is not None:
+            still = np.zeros(len(outcome.outcome), bool)
+            still[chosen] = still_fooled(model, outcome.images[chosen], evaluation.labels[chosen], 128)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in chosen:
+            label, after = int(evaluation.labels[i]), None if outcome.prediction is None else int(outcome.prediction[i])
+            lost = still is not None and not still[i]
+            file = f"{name}/{i:05d}_{label}" + ("" if after is None else f"_to_{after}") + ("_lost" if lost else "")
+            (folder / f"{file}.png").write_bytes(encode_png(eight_bit(outcome.images[i])))
+            about = {"file": f"{file}.png", "attack": name, "example": int(i), "label": label, "prediction": after}
+            listed.append({**about, "size": float(outcome.size[i]), "fooled_8bit": None if still is None else not lost})
+    return write_csv(folder / "images.csv", listed).parent
