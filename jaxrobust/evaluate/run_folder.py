@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from jaxrobust import _checks, _store, report
-from jaxrobust import attacks as attacks_room
 from jaxrobust.attacks import Attack
+from jaxrobust.evaluate import _hosts
 from jaxrobust.evaluate.lanes import predict
 from jaxrobust.evaluate.outcomes import FOOLED, Evaluation
 from jaxrobust.evaluate.robustness import curve
@@ -224,7 +224,7 @@ def trajectories(
     images, labels = data
     found = []
     for name, attack in attacks.items():
-        losses = {m: np.asarray(attacks_room.trajectory(attack, c, images, labels, key=key)) for m, c in models.items()}
+        losses = {m: _hosts.losses(attack, c, images, labels, key=key) for m, c in models.items()}
         found.append(
             {
                 "attack": name,

@@ -159,7 +159,7 @@ def test_curves_count_queries_until_success():
 
 def test_gradients_are_refused():
     images, labels = data(2)
-    with pytest.raises(ValueError, match="attack must use no gradients on a HostModel; got gradient ascent"):
+    with pytest.raises(ValueError, match="attack must use no gradients on a HostModel without a pullback; got gradient ascent"):
         evaluate.run_lanes(attacks.pgd(sets.Linf(0.1)), HostModel(network, tiny.CLASSES), images, labels, key=KEY)
 
 
