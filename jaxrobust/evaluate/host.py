@@ -74,6 +74,10 @@ class HostModel:
         """Whether it has gradients to give."""
         return self.pullback is not None
 
+    def classes_on(self, images: Any) -> int:
+        """The number of classes K, for images of this kind."""
+        return self.classes
+
     def __call__(self, images: Any) -> np.ndarray:
         """Scores (n, K) of images (n, H, W, C), n ≥ 0; labels become scores of 0 and 1.
 
@@ -83,7 +87,7 @@ class HostModel:
         """
         images = _concrete(images)
         if not len(images):
-            return np.zeros((0, self.classes), images.dtype)
+            return np.zeros((0, self.classes or 0), images.dtype)
         return self._checked(self._scores(images), images)
 
     def linearised(self, images: Any) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
@@ -123,18 +127,19 @@ class HostModel:
 
     def _checked(self, scores: Any, images: np.ndarray) -> np.ndarray:
         scores = np.asarray(scores)
+        classes = scores.shape[-1] if self.classes is None else self.classes
         if scores.ndim == 1 and np.issubdtype(scores.dtype, np.integer):
-            if scores.min() < 0 or scores.max() >= self.classes:
+            if scores.min() < 0 or scores.max() >= classes:
                 raise ValueError(
-                    f"labels must lie in [0, {self.classes}), the model's classes; got values in "
+                    f"labels must lie in [0, {classes}), the model's classes; got values in "
                     f"[{scores.min()}, {scores.max()}]"
                 )
-            scores = np.eye(self.classes)[scores]
+            scores = np.eye(classes)[scores]
         if not np.issubdtype(scores.dtype, np.floating):
             raise TypeError(f"function must return floating scores or integer labels; got dtype {scores.dtype}")
-        if scores.shape != (len(images), self.classes):
+        if scores.shape != (len(images), classes):
             raise ValueError(
-                f"function must return scores of shape {(len(images), self.classes)} or labels of shape "
+                f"function must return scores of shape {(len(images), classes)} or labels of shape "
                 f"{(len(images),)}; got {scores.shape}"
             )
         return scores.astype(images.dtype)

@@ -252,8 +252,9 @@ def check(
         _hosts.check_attack(attack, model)
         _checks.number("radius", jax.device_get(attack.set.radius))
         _checks.image_values(images)
-        _checks.label_values(goal, model.classes)
-        return indices.astype(np.uint32), model.classes
+        classes = model.classes_on(images)
+        _checks.label_values(goal, classes)
+        return indices.astype(np.uint32), classes
     # of the shape at which the values are checked too, so that the model is traced once for both
     classes = _checks.logits_shape(model, images[:8])
     engine.check_values(attack, model, images, goal, classes, ask=ask)
