@@ -32,6 +32,8 @@ SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 FASTER = ("PjitFunction", "PmapFunction", "_lru_cache_wrapper")
 # wrappers that look at arguments and results and change nothing
 CHECKERS = ("beartype", "jaxtyping", "typeguard")
+# of a PyTorch module: what `torch.compile` leaves on it
+TORCH_COMPILED = ("_compiled_call_impl", "_is_torch_compile")
 # of a class: what says nothing of how its objects behave, or is made from what does
 UNTOLD = {
     "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
@@ -333,7 +335,7 @@ def _network(value: Any) -> Node | None:
 def _torch_module(value: Any, base: Any) -> Node:
     """A PyTorch module: its class, what it holds by name, its hooks in their order, whatever else it has."""
     own, common = vars(value), vars(base())
-    told = {name: item for name, item in own.items() if name not in common and name != "_compiled_call_impl"}
+    told = {name: item for name, item in own.items() if name not in common and name not in TORCH_COMPILED}
     told["training"] = value.training
     for name, item in own.items():
         if name in ("_parameters", "_buffers", "_modules"):

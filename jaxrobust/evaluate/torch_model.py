@@ -128,10 +128,8 @@ class TorchModel(HostModel):
     def _check_mode(self) -> None:
         part = next((name for name, part in self.function.named_modules() if part.training), None)
         if part is not None:
-            where = f"its part {part!r}" if part else "all of it"
-            raise ValueError(
-                f"the module must be in evaluation mode; got training mode of {where} (call .eval() first)"
-            )
+            where = f" of its part {part!r}" if part else ""
+            raise ValueError(f"the module must be in evaluation mode; got training mode{where} (call .eval() first)")
 
 
 def _torch() -> Any:
