@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import jaxrobust as jr
-from benchmarks import work
+from benchmarks import torch_networks, work
 from benchmarks.harness import Figure, Settings, register
 
 ROWS = (("linf", 0.1), ("l2", 1.0))
@@ -21,7 +21,7 @@ def beside_torchattacks(settings: Settings) -> Iterator[Figure]:
     """AutoAttack standard on `mnist_vanilla`, first 1,000 test images: accuracy and wall time, torchattacks' beside."""
     images, labels = jr.data.load("mnist", split=f"test[:{50 if settings.quick else 1000}]")
     model = work.released(settings, "mnist_vanilla")
-    network = _torch_network(settings)
+    network = torch_networks.released(settings)
     for norm, radius in ROWS:
         theirs, left = {}, {}
         # as shipped its gradient attacks take 10 steps, the official ones 100
@@ -71,28 +71,3 @@ def _torchattacks(
     points = attack(clean, truth)
     with torch.no_grad():
         return float((network(points).argmax(1) == truth).float().mean())
-
-
-def _torch_network(settings: Settings) -> Any:
-    """The same network in PyTorch; its first dense layer's rows come in channel-first order."""
-    import torch
-
-    class HeightWidthChannel(torch.nn.Module):
-        def forward(self, x: Any) -> Any:
-            return x.permute(0, 2, 3, 1).flatten(1)
-
-    layers = {
-        "conv1": torch.nn.Conv2d(1, 16, 4, stride=2, padding=1),
-        "conv2": torch.nn.Conv2d(16, 32, 4, stride=2, padding=1),
-        "dense1": torch.nn.Linear(1568, 100),
-        "dense2": torch.nn.Linear(100, 10),
-    }
-    with np.load(settings.weights.with_name("mnist_vanilla.npz")) as weights, torch.no_grad():
-        for name, layer in layers.items():
-            kernel = weights[f"{name}.kernel"]
-            order = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
-            layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel.transpose(order))))
-            layer.bias.copy_(torch.from_numpy(weights[f"{name}.bias"]))
-    conv1, conv2, dense1, dense2 = layers.values()
-    relu = torch.nn.ReLU()
-    return torch.nn.Sequential(conv1, relu, conv2, relu, HeightWidthChannel(), dense1, relu, dense2).eval()

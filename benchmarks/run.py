@@ -21,6 +21,7 @@ import tyro
 from benchmarks import (
     attack_overhead,
     autoattack,
+    beside_autoattack,
     beside_foolbox,
     beside_torchattacks,
     lanes_early_stop,
@@ -51,6 +52,7 @@ MODULES = (
     wasserstein,
     attack_overhead,
     autoattack,
+    beside_autoattack,
     beside_torchattacks,
     beside_foolbox,
 )

@@ -22,14 +22,17 @@ from jaxrobust.types import Classifier, Confident, Criterion, Misclassified, Num
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_HOST = "wrap a function of NumPy arrays that calls it, for attacks without gradients: HostModel(function, classes)"
+_HOST = (
+    "wrap a function of NumPy arrays that calls it, and its pullback if it has gradients: HostModel(function, classes)"
+)
 # What to do with a model of another library, which need not be installed: by where its type, or a base of it, is.
 _MODELS = {
     "flax.nnx": "wrap it: Classifier.from_nnx(network)",
     "flax.linen": "wrap it with its variables: Classifier.from_linen(module, variables)",
-    "equinox": "it takes one image, so wrap it: params, static = equinox.partition(network, equinox.is_array), then "
-    "Classifier.from_function(lambda params, images: jax.vmap(equinox.combine(params, static))(images), params)",
-    **dict.fromkeys(("torch", "tensorflow", "keras", "sklearn"), _HOST),
+    "equinox": "wrap it: Classifier.from_equinox(module)",
+    "haiku": "wrap it with its parameters: Classifier.from_haiku(transformed, params)",
+    "torch": "wrap it, and attack it by evaluate.robustness or evaluate.run_lanes: evaluate.TorchModel(module)",
+    **dict.fromkeys(("tensorflow", "keras", "sklearn"), _HOST),
     "jaxrobust.evaluate.host.HostModel": "JAX cannot trace it: attack it by evaluate.robustness or evaluate.run_lanes",
     "jaxrobust.attacks.eot.RandomClassifier": "attack its mean prediction: random_classifier.mean(key)",
 }

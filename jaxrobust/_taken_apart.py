@@ -35,6 +35,8 @@ SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 FASTER = ("PjitFunction", "PmapFunction", "_lru_cache_wrapper")
 # wrappers that look at arguments and results and change nothing
 CHECKERS = ("beartype", "jaxtyping", "typeguard")
+# of a PyTorch module: what `torch.compile` leaves on it
+TORCH_COMPILED = ("_compiled_call_impl", "_is_torch_compile")
 # of a class: what says nothing of how its objects behave, or is made from what does
 UNTOLD = {
     "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
@@ -365,11 +367,28 @@ def _network(value: Any) -> Node | None:
     if linen is not None and isinstance(value, linen.Module):
         names = [field.name for field in dataclasses.fields(value) if field.name != "parent"]
         return Node(("linen",), [(".__class__", kind), *((f".{name}", getattr(value, name, None)) for name in names)])
+    if torch is not None and isinstance(value, torch.nn.Module) and not isinstance(value, torch.jit.ScriptModule):
+        # what `torch.compile` makes is known by what it compiles
+        return _torch_module(getattr(value, "_orig_mod", value), torch.nn.Module)
     if torch is not None and isinstance(value, torch.Tensor):
         found = value.detach().cpu().contiguous().reshape(-1)
-        about = (str(value.dtype), tuple(value.shape), value.requires_grad)
+        about = (str(value.dtype), tuple(value.shape))
         return Node(("torch",), [("", about), ("", found.view(torch.uint8).numpy() if found.numel() else None)])
     return None
+
+
+def _torch_module(value: Any, base: Any) -> Node:
+    """A PyTorch module: its class, what it holds by name, its hooks in their order, whatever else it has."""
+    own, common = vars(value), vars(base())
+    told = {name: item for name, item in own.items() if name not in common and name not in TORCH_COMPILED}
+    told["training"] = value.training
+    for name, item in own.items():
+        if name in ("_parameters", "_buffers", "_modules"):
+            told |= {f"{name}.{place}": held for place, held in item.items()}
+        elif name in common and name.endswith("_hooks") and item:
+            told[name] = list(item.values())  # without the numbers by which they are removed
+    parts = _attributes(told)
+    return Node(("torch module", *(name for name, _ in parts)), [(".__class__", type(value)), *parts])
 
 
 def _attributes(told: dict[str, Any], *, but: Iterable[str] = ()) -> list[tuple[str, Any]]:

@@ -210,6 +210,39 @@ class Classifier:
 
         return from_linen(module, variables, **kwargs)
 
+    @staticmethod
+    def from_equinox(module: Any, state: Any = None, *, channels_first: bool = True) -> Classifier:
+        """A classifier from an Equinox module of one image, in inference mode.
+
+        Args:
+            module: the `equinox.Module`, which maps one image to logits (K,).
+            state: its `equinox.nn.State`, if it has one.
+            channels_first: whether it takes images (C, H, W), or (H, W, C).
+
+        Returns:
+            The classifier.
+        """
+        from jaxrobust.models.adapters import from_equinox
+
+        return from_equinox(module, state, channels_first=channels_first)
+
+    @staticmethod
+    def from_haiku(transformed: Any, params: Any, state: Any = None, **kwargs: Any) -> Classifier:
+        """A classifier from a transformed Haiku function of images (N, H, W, C).
+
+        Args:
+            transformed: what `haiku.transform` or `haiku.transform_with_state` returned.
+            params: the parameters, trained.
+            state: the state, if it was transformed with one.
+            **kwargs: static arguments of the call in evaluation mode, such as `is_training=False`.
+
+        Returns:
+            The classifier.
+        """
+        from jaxrobust.models.adapters import from_haiku
+
+        return from_haiku(transformed, params, state, **kwargs)
+
 
 def _as_precise(logits: Any, images: Any) -> Any:
     """Logits in the precision of the images, float32 or float64, so that whoever compares both has one type."""

@@ -226,12 +226,12 @@ MESSAGES = {
     "an Equinox module": (
         lambda: run(equinox.nn.MLP(12, 3, 4, 1, key=KEY)),
         TypeError,
-        ["got MLP", "one image", "equinox.partition", "jax.vmap(equinox.combine(params, static))"],
+        ["got MLP", "Classifier.from_equinox(module)"],
     ),
     "a torch module": (
         lambda: run(foreign("torch.nn.modules.container", "Sequential", __call__=lambda self, x: x)),
         TypeError,
-        ["got Sequential", "NumPy", "HostModel(function, classes)"],
+        ["got Sequential", "evaluate.robustness", "evaluate.TorchModel(module)"],
     ),
     "a function": (lambda: run(linear), TypeError, ["got function linear", "Classifier.from_function(function)"]),
     "no model": (lambda: run(None), TypeError, ["model must be a Classifier; got None"]),
@@ -440,10 +440,7 @@ def test_only_a_model_that_wants_them_so_is_said_to_want_nchw(case):
 
 def test_an_equinox_module_works_as_its_message_says():
     network = equinox.nn.Sequential([equinox.nn.Lambda(jnp.ravel), equinox.nn.Linear(12, 3, key=KEY)])
-    params, static = equinox.partition(network, equinox.is_array)
-    model = jr.Classifier.from_function(
-        lambda params, images: jax.vmap(equinox.combine(params, static))(images), params
-    )
+    model = jr.Classifier.from_equinox(network, channels_first=False)
     np.testing.assert_allclose(model(X)[2], network(X[2]), rtol=1e-5)
 
 

@@ -84,13 +84,30 @@ def advance(
         logits, gradients = lax.switch(_level(attack, states, stop), answers, states, points)
     else:
         logits, gradients = answers[-1](states, points)
+    return tell(attack, states, logits, gradients, stop=stop)
 
-    def tell(state: Any, logits: Array, gradients: Array) -> Any:
+
+def tell(attack: Attack, states: Any, logits: Array, gradients: Array | None, *, stop: Stop) -> Any:
+    """The new states (N, …), given logits (N, q, K) and gradients (N, q, m, …) of the points that these states ask.
+
+    Without gradients zeros are told; an example whose search is over stays as it is.
+    """
+    if gradients is None:
+        gradients = _no_gradients(jax.eval_shape(jax.vmap(attack.ask), states))
+
+    def one(state: Any, logits: Array, gradients: Array) -> Any:
         frozen = is_finished(attack, state, stop)
         new = attack.tell(state, logits, gradients)
         return jax.tree.map(lambda n, o: o if n is o else jnp.where(frozen, o, n), new, state)
 
-    return jax.vmap(tell)(states, logits, gradients)
+    return jax.vmap(one)(states, logits, gradients)
+
+
+def _no_gradients(points: Any) -> Array:
+    """Zeros in place of gradients at points (N, q, …), or at what has their shape and dtype."""
+    count, queries, *shape = points.shape
+    # behind a barrier, else XLA may spend seconds on folding what an attack makes of zeros
+    return lax.optimization_barrier(jnp.zeros((count, queries, 1, *shape), points.dtype))
 
 
 def _level(attack: Attack, states: Any, stop: Stop) -> Array:
@@ -123,8 +140,7 @@ def _answer(
 
     logits = whole([logits for logits, _ in passes])
     if not gradient:
-        # behind a barrier, else XLA may spend seconds on folding what an attack makes of zeros
-        return logits, lax.optimization_barrier(jnp.zeros((count, queries, 1, *shape), points.dtype))
+        return logits, _no_gradients(points)
     cotangents = jax.vmap(attack.cotangents)(states, logits)
     found = []
     for (_, pull), piece in zip(passes, slices, strict=True):

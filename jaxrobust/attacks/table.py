@@ -47,8 +47,8 @@ Written by `python -m jaxrobust.attacks.table --write` from the registry and the
 Every attack is made from a perturbation set, as in `attacks.pgd(sets.Linf(8 / 255))`, and goes to `attacks.run`,
 `evaluate.robustness` and `training`.
 
-- **Sees**: what the adversary must know of the model. An attack that sees only scores or decisions also works on
-  `evaluate.HostModel`.
+- **Sees**: what the adversary must know of the model. On models outside of JAX, `evaluate.TorchModel` and
+  a `HostModel` with a pullback, all attacks work; on any other `HostModel` those that see only scores or decisions.
 - **Targeted**: whether it takes the criterion `Targeted`. All take labels, and then look for any error.
 - **Sets**: the sets of the registry that it accepts.
 - **Cost**: of one example, at most; attacks may end early. A forward is one image through the model, a backward one

@@ -23,6 +23,7 @@ from jaxrobust.evaluate.run_folder import curves as curves
 from jaxrobust.evaluate.run_folder import is_finished as is_finished
 from jaxrobust.evaluate.run_folder import save_run as save_run
 from jaxrobust.evaluate.run_folder import trajectories as trajectories
+from jaxrobust.evaluate.torch_model import TorchModel as TorchModel
 from jaxrobust.evaluate.transfer import Transfer as Transfer
 from jaxrobust.evaluate.transfer import ensemble as ensemble
 from jaxrobust.evaluate.transfer import transfer as transfer
@@ -45,6 +46,7 @@ __all__ = [
     "MaskingReport",
     "McNemar",
     "Proportion",
+    "TorchModel",
     "Transfer",
     "autoattack",
     "calibrate",

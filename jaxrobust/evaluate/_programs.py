@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxrobust import _borrow, _checks, _compile
 from jaxrobust.attacks import Attack, Best, engine
+from jaxrobust.evaluate import _hosts
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.types import Classifier, Criterion, Key
 
@@ -31,6 +32,8 @@ class Programs(NamedTuple):
     fill: Callable[..., Any]
     refill: Callable[..., Any]
     ask: Callable[..., Any]
+    followed: Callable[..., Any]
+    tell: Callable[..., Any]
     step: Callable[..., Any]
     harvest: Callable[..., Any]
 
@@ -61,10 +64,13 @@ def _stepping(lanes: NamedSharding) -> Callable[..., Any]:
         _jit(lanes), out_shardings=(lanes, everywhere), donate_argnames="states", static_argnames=("stop", "gradient")
     )
     def step(attack: Attack, model: Classifier, states: Any, *, stop: engine.Stop, gradient: bool) -> tuple[Any, Any]:
-        states = engine.advance(attack, model, states, stop=stop, gradient=gradient)
-        return states, jax.vmap(lambda state: engine.is_finished(attack, state, stop))(states)
+        return _with_finished(attack, engine.advance(attack, model, states, stop=stop, gradient=gradient), stop)
 
     return step
+
+
+def _with_finished(attack: Attack, states: Any, stop: engine.Stop) -> tuple[Any, Any]:
+    return states, jax.vmap(lambda state: engine.is_finished(attack, state, stop))(states)
 
 
 @functools.lru_cache(maxsize=16)
@@ -87,6 +93,12 @@ def _shared(lanes: NamedSharding) -> Programs:
     def ask(attack: Attack, states: Any) -> tuple[Any, Any]:
         return jax.vmap(attack.ask)(states), jax.vmap(attack.meant)(states)
 
+    followed = jit(_hosts.followed, out_shardings=everywhere, static_argnames="stop")
+
+    @functools.partial(jit, out_shardings=(lanes, everywhere), donate_argnames="states", static_argnames="stop")
+    def tell(attack: Attack, states: Any, logits: Any, gradients: Any, *, stop: engine.Stop) -> tuple[Any, Any]:
+        return _with_finished(attack, engine.tell(attack, states, logits, gradients, stop=stop), stop)
+
     @functools.partial(jit, out_shardings=everywhere, static_argnames="stop")
     def harvest(
         attack: Attack, states: Any, slots: Any, images: Any, known: Books | None, *, stop: engine.Stop
@@ -99,20 +111,11 @@ def _shared(lanes: NamedSharding) -> Programs:
         fields = {"inside" if name == "parameters" else name: values for name, values in vars(best).items()}
         return {name: values for name, values in fields.items() if values is not None}
 
-    return Programs(fresh, fill, refill, ask, _stepping(lanes), harvest)
+    return Programs(fresh, fill, refill, ask, followed, tell, _stepping(lanes), harvest)
 
 
 def _best(books: Books) -> Best:
     return Best(**{"parameters" if name == "inside" else name: values for name, values in books.items()})
-
-
-def known(logits: Any) -> Classifier:
-    """A model that has answered already: a step with it only tells the logits (N, K)."""
-    return Classifier(_answers, logits)
-
-
-def _answers(logits: Any, images: Any) -> Any:
-    return logits
 
 
 @_compile.jit

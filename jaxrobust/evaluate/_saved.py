@@ -42,9 +42,7 @@ def of_model(model: Classifier | HostModel, run_id: str | None) -> dict[str, str
         ValueError: something cannot be identified, and there is no `run_id`.
     """
     if isinstance(model, HostModel):
-        return {
-            "model function": _store.identity((model.function, model.classes), what="model.function", run_id=run_id)
-        }
+        return {"model function": _store.identity(model, what="model", run_id=run_id)}
     if not isinstance(model, Classifier):
         return {}  # and is refused for it in a moment
     # mapped, so that dictionaries come in the order in which a program sees them
@@ -256,11 +254,17 @@ def _probe(run: Any) -> dict[str, np.ndarray]:
         noise = rng.random((POINTS // 2, *run.images.shape[1:]))
         first, second = run.images[rng.integers(len(run.images), size=(2, POINTS // 2))]
         found["answers"] = run.model(np.concatenate([noise, (first + second) / 2]).astype(run.images.dtype))
-    elif run.attack.gradients:
+    if run.attack.gradients:
         images = run.images[:PROBED]
         directions = np.random.default_rng(0).normal(size=run.logits[:PROBED].shape).astype(run.logits.dtype)
-        found["gradients"] = np.asarray(_pulled(run.there.model, images, directions))
+        found["gradients"] = _gradients(run.there.model, images, directions)
     return {name: values if values.dtype.kind == "f" else values.astype(np.float32) for name, values in found.items()}
+
+
+def _gradients(model: Classifier | HostModel, images: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    if isinstance(model, HostModel):
+        return model.linearised(images)[1](directions[:, None])[:, 0]
+    return np.asarray(_pulled(model, images, directions))
 
 
 @_compile.jit

@@ -7,13 +7,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _checks, _compile
+from jaxrobust import _checks
 from jaxrobust.attacks import Attack, Square, suite
 from jaxrobust.attacks.suites import BALLS, SUITES
+from jaxrobust.evaluate import _hosts
+from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.outcomes import Evaluation
 from jaxrobust.evaluate.robustness import robustness
 from jaxrobust.losses import dlr
@@ -60,7 +60,7 @@ class AutoAttack:
 
 
 def autoattack(
-    model: Classifier,
+    model: Classifier | HostModel,
     data: Any,
     *,
     key: Key,
@@ -77,7 +77,7 @@ def autoattack(
     since that may be luck with the draws.
 
     Args:
-        model: the classifier.
+        model: the classifier; or a `HostModel`, for attacks without gradients unless it has a pullback.
         data: images (N, H, W, C) in [0, 1] and labels (N,).
         key: makes all randomness; the original takes the time of day.
         norm: "linf", "l2" or "l1".
@@ -117,22 +117,13 @@ def autoattack(
     return AutoAttack(evaluation, found)
 
 
-def _zero_gradients(model: Classifier, evaluation: Evaluation) -> list[str]:
-    images, labels = evaluation.images[:LOOKED_AT], evaluation.labels[:LOOKED_AT]
+def _zero_gradients(model: Classifier | HostModel, evaluation: Evaluation) -> list[str]:
+    images, labels = evaluation.images[:LOOKED_AT], evaluation.labels[:LOOKED_AT].astype(np.int32)
     # of an error whose label comes third, the ratio is 1 whatever the logits
     right = evaluation.prediction[:LOOKED_AT] == labels
-    without = np.asarray(_without_gradient(model, jnp.asarray(images), jnp.asarray(labels, jnp.int32)))
-    zero = int((without & right).sum())
+    zero = int(((_hosts.gradients(dlr, model, images, labels) == 0).all((1, 2, 3)) & right).sum())
     found = f"the gradient of the DLR loss is zero at {zero} of {right.sum()} clean images that are classified right"
     return [found] if zero else []
-
-
-@_compile.jit
-def _without_gradient(model: Classifier, images: Any, labels: Any) -> Any:
-    def loss(images: Any) -> Any:
-        return jnp.sum(jax.vmap(dlr)(model(images), labels))
-
-    return jnp.all(jax.grad(loss)(images) == 0, (1, 2, 3))
 
 
 def _square_gains(evaluation: Evaluation) -> list[str]:

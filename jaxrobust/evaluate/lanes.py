@@ -25,13 +25,12 @@ from jaxrobust import _checks
 from jaxrobust._borrow import borrowed
 from jaxrobust._repr import represented
 from jaxrobust.attacks import Attack, engine
-from jaxrobust.evaluate import _saved
+from jaxrobust.evaluate import _hosts, _saved
 from jaxrobust.evaluate._programs import (
     Books,
     clean_logits,
     fitting,
     forward,
-    known,
     met,
     pad,
     predict,
@@ -109,7 +108,7 @@ def run_lanes(
     """Attack a whole data set, as `attacks.run` would but without wasting a step; see this module's first lines.
 
     Args:
-        attack: the attack; for a host model one that uses no gradients.
+        attack: the attack; for a host model without a pullback one that uses no gradients.
         model: the classifier, or a `HostModel`.
         images: (N, H, W, C) floating point in [0, 1], held on the host.
         labels: (N,) true labels, or a criterion.
@@ -231,7 +230,7 @@ def check(
 
     Args:
         attack: the attack.
-        model: the classifier.
+        model: the classifier, or a `HostModel`.
         images: (N, H, W, C).
         labels: (N,) labels, or a criterion.
         key: the random key.
@@ -243,8 +242,8 @@ def check(
 
     Raises:
         TypeError: as `attacks.run`.
-        ValueError: as `attacks.run`, indices that are negative or not one an image, or an attack that uses gradients
-            on a host model.
+        ValueError: as `attacks.run`, indices that are negative or not one an image, or an attack that wants more of a
+            host model than it gives.
     """
     engine.check_attack(attack)
     _checks.key(key)
@@ -258,12 +257,12 @@ def check(
     if indices.min() < 0 or indices.max() >= 2**32:
         raise ValueError(f"indices must lie in [0, 2**32); got values in [{indices.min()}, {indices.max()}]")
     if isinstance(model, HostModel):
-        if attack.gradients:
-            raise ValueError(f"attack must use no gradients on a HostModel; got {attack}")
+        _hosts.check_attack(attack, model)
         _checks.number("radius", jax.device_get(attack.set.radius))
         _checks.image_values(images)
-        _checks.label_values(goal, model.classes)
-        return indices.astype(np.uint32), model.classes
+        classes = model.classes_on(images)
+        _checks.label_values(goal, classes)
+        return indices.astype(np.uint32), classes
     # of the shape at which the values are checked too, so that the model is traced once for both
     classes = _checks.logits_shape(model, images[:8])
     engine.check_values(attack, model, images, goal, classes, ask=ask)
@@ -387,11 +386,9 @@ class _Run:
         taken = min(self.peek, max(int(left.min()) - self.attack.bookings, 1))
         seen = []
         for _ in range(taken):
-            model, gradient = self._answered(live), gradient and isinstance(self.model, Classifier)
+            step = self._step(live, gradient)
             with _saved.undisturbed():
-                self.states, finished = self.programs.step(
-                    self.there.attack, model, self.states, stop=self.stop, gradient=gradient
-                )
+                self.states, finished = step()
                 self.executed += self.width
                 self.lane_age += ~self.lane_done
             seen.append(finished)
@@ -441,15 +438,15 @@ class _Run:
         like = jax.ShapeDtypeStruct((self.batch, *self.images.shape[1:]), self.images.dtype)
         return _checks.operations(self.there.model, like) * self.attack.queries * passes
 
-    def _answered(self, live: np.ndarray) -> Classifier:
-        """The classifier; of a host model its answers, asked of live lanes and points that are meant only."""
-        if isinstance(self.there.model, Classifier):
-            return self.there.model
-        points, meant = jax.device_get(self.programs.ask(self.there.attack, self.states))
-        asked = meant & live[:, None]
-        logits = np.zeros((*asked.shape, self.there.model.classes), points.dtype)
-        logits[asked] = self.there.model(points[asked])
-        return known(logits.reshape(-1, logits.shape[-1]))
+    def _step(self, live: np.ndarray, gradient: bool) -> Callable[[], tuple[Any, Any]]:
+        """What takes a step; a host model has answered then, to live lanes and points that are meant only."""
+        attack, model = self.there.attack, self.there.model
+        if not isinstance(model, HostModel):
+            return lambda: self.programs.step(attack, model, self.states, stop=self.stop, gradient=gradient)
+        points, meant = jax.device_get(self.programs.ask(attack, self.states))
+        directions = functools.partial(self.programs.followed, attack, self.states, stop=self.stop)
+        told = _hosts.answers(model, points, meant & live[:, None], directions if gradient else None)
+        return lambda: self.programs.tell(attack, self.states, *told, stop=self.stop)
 
     @_saved.undisturbed()
     def _refill(self, slots: np.ndarray) -> None:

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _checks, _compile
-from jaxrobust.attacks import Attack, fgsm, pgd, square, targeted_each, trajectory, worst_of_k
+from jaxrobust import _checks
+from jaxrobust.attacks import Attack, fgsm, pgd, square, targeted_each, worst_of_k
+from jaxrobust.evaluate import _hosts
 from jaxrobust.evaluate._programs import pad
+from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import run_lanes
 from jaxrobust.evaluate.outcomes import FOOLED, AttackOutcome, Evaluation
 from jaxrobust.evaluate.queries import queries_curve
@@ -113,7 +115,7 @@ class MaskingReport:
 
 
 def masking(
-    model: Classifier,
+    model: Classifier | HostModel,
     data: Any,
     set: PerturbationSet,
     *,
@@ -152,7 +154,7 @@ def masking(
     early.
 
     Args:
-        model: the classifier.
+        model: the classifier, or a `HostModel` with a pullback.
         data: images (N, H, W, C) in [0, 1] and labels (N,); a few hundred will do.
         set: what the adversary may do.
         key: makes all randomness.
@@ -300,34 +302,27 @@ def _radius(left: np.ndarray) -> Check:
     return Check("radius", rises or fall <= 0 < clean, verdict, {"largest_rise": rise, "fall": fall})
 
 
-def _loss(model: Classifier, images: np.ndarray, labels: np.ndarray, attack: Attack, key: Key) -> Check:
+def _loss(model: Classifier | HostModel, images: np.ndarray, labels: np.ndarray, attack: Attack, key: Key) -> Check:
     if not len(images):
         return Check("loss", None, "no example is classified correctly", {})
-    losses = trajectory(attack, model, images, labels, key=key)
+    losses = _hosts.losses(attack, model, images, labels, key=key)
     first, last = float(losses[0].mean()), float(losses[-1].mean())
     stuck = float((losses.max(0) <= losses[0]).mean())
     verdict = f"the mean loss goes from {first:.3g} to {last:.3g}; it never rises for {_percent(stuck)} of the examples"
     return Check("loss", not last > first, verdict, {"first": first, "last": last, "never_rises": stuck})
 
 
-def _gradients(model: Classifier, images: np.ndarray, labels: np.ndarray, batch_size: int) -> Check:
+def _gradients(model: Classifier | HostModel, images: np.ndarray, labels: np.ndarray, batch_size: int) -> Check:
     useless = 0
     for start in range(0, len(images), batch_size):
         piece, own = images[start : start + batch_size], labels[start : start + batch_size]
-        found = _without_gradient(model, pad(piece, batch_size), pad(own, batch_size))
-        useless += int(np.asarray(found)[: len(piece)].sum())
+        if not isinstance(model, HostModel):
+            piece, own = pad(piece, batch_size), pad(own, batch_size)
+        found = _hosts.gradients(cross_entropy, model, piece, own)[: len(images) - start]
+        useless += int(((found == 0).all((1, 2, 3)) | ~np.isfinite(found).all((1, 2, 3))).sum())
     share = useless / len(images)
     verdict = f"{useless} of {len(images)} examples have a zero or non-finite gradient"
     return Check("gradients", share > ZERO, verdict, {"share": share})
-
-
-@_compile.jit
-def _without_gradient(model: Classifier, images: Any, labels: Any) -> Any:
-    def loss(images: Any) -> Any:
-        return jnp.sum(jax.vmap(cross_entropy)(model(images), labels))
-
-    gradients = jax.grad(loss)(images)
-    return jnp.all(gradients == 0, (1, 2, 3)) | ~jnp.all(jnp.isfinite(gradients), (1, 2, 3))
 
 
 def _losses(by_entropy: np.ndarray, by_dlr: np.ndarray) -> Check:

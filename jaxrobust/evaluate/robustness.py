@@ -51,7 +51,7 @@ def robustness(
     every success is confirmed by a fresh forward pass. NaN logits count as neither.
 
     Args:
-        model: the classifier; or a `HostModel`, for attacks that use no gradients.
+        model: the classifier; or a `HostModel`, without a pullback for attacks that use no gradients.
         data: a pair of images (N, H, W, C) in [0, 1] and integer labels (N,), such as `data.load` returns.
         attacks: one attack, several, or a dictionary from names to attacks.
         key: makes all randomness. An example's result depends on the key, the attack's name and its place in the
@@ -250,7 +250,7 @@ def curve(
     """Robust accuracy against radius, all radii with one compiled program.
 
     Args:
-        model: the classifier.
+        model: the classifier, or a `HostModel`.
         data: images (N, H, W, C) in [0, 1] and labels (N,).
         attack: the attack, of any radius.
         radii: the radii, each ≥ 0.

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from jaxrobust import _checks, _store, report
-from jaxrobust import attacks as attacks_room
 from jaxrobust.attacks import Attack
+from jaxrobust.evaluate import _hosts
+from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import predict
 from jaxrobust.evaluate.outcomes import FOOLED, Evaluation
 from jaxrobust.evaluate.robustness import curve
@@ -91,7 +92,7 @@ def save_run(
     evaluations: Sequence[Evaluation],
     *,
     title: str,
-    models: Mapping[str, Classifier] | None = None,
+    models: Mapping[str, Classifier | HostModel] | None = None,
     data: Mapping[str, Any] | None = None,
     config: Any = None,
     curves: Sequence[Any] = (),
@@ -172,7 +173,7 @@ def save_run(
 
 
 def curves(
-    models: Mapping[str, Classifier],
+    models: Mapping[str, Classifier | HostModel],
     data: Any,
     attacks: Mapping[str, Attack],
     radii: Mapping[str, Iterable[Number]],
@@ -219,7 +220,7 @@ def curves(
 
 
 def trajectories(
-    models: Mapping[str, Classifier], data: Any, attacks: Mapping[str, Attack], *, key: Key
+    models: Mapping[str, Classifier | HostModel], data: Any, attacks: Mapping[str, Attack], *, key: Key
 ) -> list[dict[str, Any]]:
     """Mean loss and its 10–90 % band against attack step for several models, as a run folder holds it.
 
@@ -237,7 +238,7 @@ def trajectories(
     images, labels = data
     found = []
     for name, attack in attacks.items():
-        losses = {m: np.asarray(attacks_room.trajectory(attack, c, images, labels, key=key)) for m, c in models.items()}
+        losses = {m: _hosts.losses(attack, c, images, labels, key=key) for m, c in models.items()}
         found.append(
             {
                 "attack": name,
@@ -313,7 +314,7 @@ def _choose(evaluations: Sequence[Evaluation], count: int) -> np.ndarray:
 
 
 def _pictures(
-    evaluations: Sequence[Evaluation], models: Mapping[str, Classifier], shown: np.ndarray
+    evaluations: Sequence[Evaluation], models: Mapping[str, Classifier | HostModel], shown: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The arrays, by the places of models and attacks: two names put together may be those of another pair."""
     first = evaluations[0]

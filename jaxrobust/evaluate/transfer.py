@@ -37,6 +37,7 @@ def ensemble(models: Sequence[Classifier]) -> Classifier:
         The classifier.
 
     Raises:
+        TypeError: a model that is no classifier.
         ValueError: no models.
 
     Reference:
@@ -45,6 +46,8 @@ def ensemble(models: Sequence[Classifier]) -> Classifier:
     models = tuple(models)
     if not models:
         raise ValueError("models must hold at least one classifier; got none")
+    for place, model in enumerate(models):
+        _checks.classifier(model, name=f"models[{place}]")
     return Classifier(_Mean(tuple(model.apply for model in models)), tuple(model.params for model in models))
 
 
@@ -121,7 +124,7 @@ class Transfer:
 
 
 def transfer(
-    sources: Mapping[str, Classifier],
+    sources: Mapping[str, Classifier | HostModel],
     targets: Mapping[str, Classifier | HostModel],
     data: Any,
     attack: Attack,
@@ -140,7 +143,7 @@ def transfer(
     Cost: of each source one attack, of each target one forward pass an example and source, and the clean ones.
 
     Args:
-        sources: name -> surrogate; `ensemble` makes one of several.
+        sources: name -> surrogate; `ensemble` makes one of several. White-box attacks want host models with a pullback.
         targets: name -> model, host models too. Models that are in both, under one name, give the white-box figures.
         data: images (N, H, W, C) in [0, 1] and labels (N,).
         attack: the attack, `mi_fgsm` being the usual one.

@@ -1,6 +1,6 @@
 """Networks in Flax NNX, their weights in files, and the adapters that make them pure functions."""
 
-from jaxrobust.models.adapters import Trainable, from_linen, from_nnx
+from jaxrobust.models.adapters import Trainable, from_equinox, from_haiku, from_linen, from_nnx
 from jaxrobust.models.alexnet import AlexNet
 from jaxrobust.models.layers import Conv
 from jaxrobust.models.mnist import MnistNet, SmallCNN
@@ -18,6 +18,8 @@ __all__ = [
     "SmallCNN",
     "Trainable",
     "WideResNet",
+    "from_equinox",
+    "from_haiku",
     "from_linen",
     "from_nnx",
     "load_lpips",

@@ -1,20 +1,22 @@
-"""How Flax networks become pure functions: a `Classifier` to attack, a `Trainable` to train."""
+"""How networks of Flax, Equinox and Haiku become pure functions: a `Classifier` to attack, a `Trainable` to train."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import errors, linen, nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxrobust.types import Classifier, Images, Key, pytree
 
-__all__ = ["Trainable", "from_linen", "from_nnx"]
+__all__ = ["Trainable", "from_equinox", "from_haiku", "from_linen", "from_nnx"]
 
 
 def from_nnx(network: Any) -> Classifier:
@@ -79,15 +81,85 @@ def from_linen(module: Any, variables: Any, **kwargs: Any) -> Classifier:
     if "params" not in variables:
         raise ValueError(f"variables must hold the collection 'params'; got the collections {sorted(variables)}")
     options = tuple(sorted(kwargs.items()))
-    for name, static in (("module", module), ("kwargs", options)):
+    _check_hashable(module=module, kwargs=options)
+    maps = _LinenForward(module, options, "activations") if _has_activations(type(module)) else None
+    return Classifier(_LinenForward(module, options), variables, maps)
+
+
+def from_equinox(module: Any, state: Any = None, *, channels_first: bool = True) -> Classifier:
+    """A classifier from an Equinox module of one image, in inference mode.
+
+    Arrays of the module and of its state are the parameters, the rest is structure; the state is read, never kept.
+
+    Args:
+        module: an `equinox.Module` that maps one image to logits (K,), called as `module(image)`, or
+            `module(image, state)` where there is a state; it may not want a key.
+        state: the `equinox.nn.State` of a stateful module (BatchNorm), trained.
+        channels_first: whether the module takes images (C, H, W), as Equinox's convolutions do, or (H, W, C).
+
+    Returns:
+        The classifier. Two modules of one architecture share one compilation.
+
+    Raises:
+        TypeError: `module` is no callable Equinox module, or something static in it has no hash.
+
+    Example:
+        >>> import equinox
+        >>> module = equinox.nn.Sequential(
+        ...     [equinox.nn.Lambda(jnp.ravel), equinox.nn.Dropout(), equinox.nn.Linear(12, 3, key=jax.random.key(0))]
+        ... )
+        >>> from_equinox(module)(jnp.zeros((5, 2, 2, 3))).shape
+        (5, 3)
+    """
+    import equinox
+
+    if not isinstance(module, equinox.Module) or not callable(module):
+        raise TypeError(f"module must be an equinox.Module with a __call__ (an instance); got {_kind(module)}")
+    whole = (equinox.nn.inference_mode(module), state)
+    params, static = equinox.partition(whole, lambda leaf: isinstance(leaf, (jax.Array, np.ndarray)))
+    leaves, structure = jax.tree.flatten(static)
+    _check_hashable(module=(tuple(leaves), structure))
+    return Classifier(_EquinoxForward(tuple(leaves), structure, channels_first), params)
+
+
+def from_haiku(transformed: Any, params: Any, state: Any = None, **kwargs: Any) -> Classifier:
+    """A classifier from a transformed Haiku function of images (N, H, W, C).
+
+    Args:
+        transformed: what `haiku.transform` or `haiku.transform_with_state` returned; where it takes a random key it is
+            given None, so that it cannot draw.
+        params: the parameters, trained.
+        state: the state, if it was transformed with one; what it becomes is not kept.
+        **kwargs: static arguments that put the call in evaluation mode, such as `is_training=False`.
+
+    Returns:
+        The classifier.
+
+    Raises:
+        TypeError: `transformed` has no function `apply`, or an argument has no hash.
+
+    Example:
+        >>> network = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([100, 10])(hk.Flatten()(x))))
+        ... # doctest: +SKIP
+        >>> model = from_haiku(network, network.init(key, images))  # doctest: +SKIP
+    """
+    apply = getattr(transformed, "apply", None)
+    if not (hasattr(transformed, "init") and callable(apply)) or isinstance(transformed, (type, linen.Module)):
+        raise TypeError(f"transformed must be what haiku.transform returns; got {_kind(transformed)}")
+    options = tuple(sorted(kwargs.items()))
+    _check_hashable(kwargs=options)
+    takes_key = "rng" in inspect.signature(apply).parameters
+    return Classifier(_HaikuForward(apply, takes_key, state is not None, options), (params, state))
+
+
+def _check_hashable(**statics: Any) -> None:
+    for name, static in statics.items():
         try:
             hash(static)
         except TypeError as error:
             raise TypeError(
                 f"{name} must be hashable, because it becomes part of the compiled program: {error}"
             ) from None
-    maps = _LinenForward(module, options, "activations") if _has_activations(type(module)) else None
-    return Classifier(_LinenForward(module, options), variables, maps)
 
 
 @pytree()
@@ -257,6 +329,39 @@ class _LinenForward:
 
     def __call__(self, params: Any, images: Any) -> Any:
         return self.module.apply(params, images, method=self.method, **dict(self.options))
+
+
+@dataclasses.dataclass(frozen=True)
+class _EquinoxForward:
+    """The forward pass of an Equinox module, and its state if it has one, as a function of their arrays."""
+
+    leaves: tuple[Any, ...]
+    structure: Any
+    channels_first: bool
+
+    def __call__(self, params: Any, images: Any) -> Any:
+        import equinox
+
+        module, state = equinox.combine(params, jax.tree.unflatten(self.structure, self.leaves))
+        if self.channels_first:
+            images = jnp.transpose(images, (0, 3, 1, 2))
+        return jax.vmap(module if state is None else lambda image: module(image, state)[0])(images)
+
+
+@dataclasses.dataclass(frozen=True)
+class _HaikuForward:
+    """The forward pass of a transformed Haiku function, as a function of its parameters and state."""
+
+    function: Any
+    takes_key: bool
+    stateful: bool
+    options: tuple[tuple[str, Any], ...]
+
+    def __call__(self, params: Any, images: Any) -> Any:
+        params, state = params
+        arguments = (params, *((state,) if self.stateful else ()), *((None,) if self.takes_key else ()), images)
+        found = self.function(*arguments, **dict(self.options))
+        return found[0] if self.stateful else found
 
 
 def _structure(network: nnx.Module, *, evaluate: bool) -> _Structure:

@@ -23,7 +23,7 @@ NAMES = {
     "projection_quality",
     "retraces",
 }
-NAMES |= {"attack_overhead", "beside_foolbox", "beside_torchattacks", "set_costs", "wasserstein"}
+NAMES |= {"attack_overhead", "beside_autoattack", "beside_foolbox", "beside_torchattacks", "set_costs", "wasserstein"}
 
 
 @pytest.fixture(scope="module")

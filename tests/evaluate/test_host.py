@@ -1,5 +1,8 @@
 """Models that JAX does not trace, in the lanes: what is sent to them, and what comes of it."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +17,9 @@ from jaxrobust.attacks.boundary import boundary
 from jaxrobust.attacks.estimators import nes
 from jaxrobust.attacks.hop_skip_jump import hop_skip_jump
 from jaxrobust.attacks.square import square
-from jaxrobust.evaluate import HostModel
+from jaxrobust.evaluate import HostModel, _hosts
 from jaxrobust.evaluate._saved import POINTS
+from jaxrobust.losses import cross_entropy
 from jaxrobust.types import AttackResult
 from tests import tiny
 from tests.evaluate.models import ONE_DEVICE, assert_equal_results
@@ -36,11 +40,38 @@ class Service:
         return self.answer(images)
 
 
+@functools.cache
+def weights(shape):
+    return jax.tree.map(np.asarray, tiny.dense_params(shape=shape))
+
+
 def network(images):
     """`tiny.dense_net`, in NumPy."""
-    params = jax.tree.map(np.asarray, tiny.dense_params())
+    params = weights(images.shape[1:])
     hidden = images.reshape(len(images), -1) @ params["hidden"]
     return (hidden / (1 + np.exp(-hidden))) @ params["out"]
+
+
+def pullback(images, cotangents):
+    """That of `network`."""
+    params = weights(images.shape[1:])
+    hidden = images.reshape(len(images), -1) @ params["hidden"]
+    gate = 1 / (1 + np.exp(-hidden))
+    inner = (cotangents @ params["out"].T) * (gate + hidden * gate * (1 - gate))
+    return (inner @ params["hidden"].T).reshape(images.shape)
+
+
+class Pulled:
+    """`pullback`, which remembers how many images it was sent."""
+
+    def __init__(self):
+        self.sent = 0
+
+    def __call__(self, images, cotangents):
+        assert cotangents.shape == (len(images), tiny.CLASSES)
+        assert cotangents.any(-1).all()
+        self.sent += len(images)
+        return pullback(images, cotangents)
 
 
 def data(count):
@@ -56,6 +87,153 @@ def test_results_are_those_of_the_traced_model(early_stop):
     expected = evaluate.run_lanes(attack, tiny.dense_classifier(), images, labels, **options).result
     assert 1 < found.success.sum() < 9
     assert_equal_results(found, expected)
+
+
+def few_steps(name):
+    """A registered attack on the set that suits it, at most three steps of it."""
+    made = attacks.REGISTRY[name](sets.REGISTRY[attacks.REGISTRY[name].on]())
+    return dataclasses.replace(made, steps=min(made.steps, 3)) if hasattr(made, "steps") else made
+
+
+def white_box():
+    """One registered attack of each kind that uses gradients; under `eot` models must be random."""
+    kinds = {}
+    for name in sorted(attacks.REGISTRY):
+        attack = few_steps(name)
+        if attack.gradients and not attack.sees_draws:
+            kinds.setdefault(type(attack), name)
+    return sorted(kinds.values())
+
+
+DEFAULT = {"adam", "deepfool"}  # one direction, and several
+
+
+@pytest.mark.parametrize("name", [n if n in DEFAULT else pytest.param(n, marks=pytest.mark.slow) for n in white_box()])
+def test_with_a_pullback_results_are_those_of_the_traced_model(name):
+    """And each gradient that is counted was asked for once, but where its direction is zero."""
+    attack, service = few_steps(name), Pulled()
+    shape = sets.REGISTRY[attacks.REGISTRY[name].on].shapes[0]
+    twin, model = tiny.dense_classifier(shape=shape), HostModel(network, tiny.CLASSES, service)
+    images, labels = tiny.images_and_labels(twin, 6, shape=shape)
+    options = {"key": KEY, "lanes": 4, "early_stop": False, "devices": ONE_DEVICE}
+    found = evaluate.run_lanes(attack, model, images, labels, **options).result
+    expected = evaluate.run_lanes(attack, twin, images, labels, **options).result
+    for field in ("success", "forwards", "backwards", "code"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field), err_msg=field)
+    for field in ("images", "loss", "size"):
+        np.testing.assert_allclose(getattr(found, field), getattr(expected, field), 1e-4, 1e-5, err_msg=field)
+    assert found.backwards.sum() > 0
+    # the losses of LPA and σ-zero are flat where they are met
+    assert service.sent == found.backwards.sum() or (service.sent < found.backwards.sum() and name in FLAT)
+
+
+FLAT = {"cw_l0", "lpa", "sigma_zero"}
+
+
+def test_no_gradient_is_bought_for_a_success_that_ends_the_search():
+    images, labels = data(6)
+    service = Pulled()
+    model = HostModel(network, tiny.CLASSES, service)
+    attack = few_steps("adam")
+    found = evaluate.run_lanes(attack, model, images, labels, key=KEY, lanes=4, devices=ONE_DEVICE).result
+    # all but the last image, which is misclassified
+    assert found.success[:-1].any()
+    early = found.success & (found.backwards > 0) & (found.forwards - 1 < attack.asks)
+    assert service.sent == found.backwards.sum() - early.sum()
+
+
+def test_diagnostics_are_those_of_the_traced_model():
+    images, labels = data(9)
+    model = HostModel(network, tiny.CLASSES, pullback)
+    attack = few_steps("adam")
+    losses = attacks.trajectory(attack, tiny.dense_classifier(), images, labels, key=KEY)
+    np.testing.assert_allclose(_hosts.losses(attack, model, images, labels, key=KEY), losses, rtol=1e-4, atol=1e-5)
+    gradients = _hosts.gradients(cross_entropy, tiny.dense_classifier(), images, labels)
+    np.testing.assert_allclose(_hosts.gradients(cross_entropy, model, images, labels), gradients, rtol=1e-4, atol=1e-6)
+    flat = HostModel(network, tiny.CLASSES, lambda images, cotangents: np.zeros_like(images))
+    with pytest.warns(RuntimeWarning, match="the gradient of the DLR loss is zero at 9 of 9 clean images"):
+        found = evaluate.autoattack(flat, (images, labels), attacks={"adam": attack}, key=KEY, progress=False)
+    assert found.accuracy == found.evaluation.clean.accuracy
+
+
+@pytest.mark.slow
+def test_masked_gradients_are_seen_on_the_host_too():
+    images, labels = data(40)
+    options = {"key": KEY, "steps": 4, "queries": 20, "samples": 20, "devices": ONE_DEVICE}
+    model = HostModel(network, tiny.CLASSES, pullback)
+    found = evaluate.masking(model, (images, labels), sets.Linf(0.1), **options)
+    expected = evaluate.masking(tiny.dense_classifier(), (images, labels), sets.Linf(0.1), **options)
+    assert found.summary()["flags"] == expected.summary()["flags"]
+    np.testing.assert_allclose(found.radii_accuracy, expected.radii_accuracy)
+    away = HostModel(network, tiny.CLASSES, lambda images, cotangents: -pullback(images, cotangents))
+    assert "loss" in evaluate.masking(away, (images, labels), sets.Linf(0.1), **options).flags
+
+
+def times(factor):
+    return lambda images, cotangents: factor * pullback(images, cotangents)
+
+
+def test_a_run_knows_its_pullback(tmp_path):
+    images, labels = data(4)
+    options = {"key": KEY, "lanes": 4, "devices": ONE_DEVICE, "save": tmp_path / "a.npz"}
+    attack = few_steps("adam")
+    found = evaluate.run_lanes(attack, HostModel(network, tiny.CLASSES, pullback), images, labels, **options).result
+    again = evaluate.run_lanes(attack, HostModel(network, tiny.CLASSES, pullback), images, labels, **options).result
+    np.testing.assert_array_equal(found.images, again.images)
+    once, twice = (HostModel(network, tiny.CLASSES, times(factor)) for factor in (1, 2))
+    with pytest.raises(ValueError, match=r"differs in: model function\."):
+        evaluate.run_lanes(attack, twice, images, labels, **options)
+    # of two services that have one name the answers tell
+    options |= {"save": tmp_path / "b.npz", "run_id": "mine"}
+    evaluate.run_lanes(attack, once, images, labels, **options)
+    with pytest.raises(ValueError, match="the model's gradients, though not in its code"):
+        evaluate.run_lanes(attack, twice, images, labels, **options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        (lambda x, c: x.transpose(0, 3, 1, 2), ValueError, r"gradients of the images' shape, \(2, 6, 5, 2\); got \(2,"),
+        (lambda x, c: x.astype(int), TypeError, "pullback must return floating gradients; got dtype int64"),
+    ],
+)
+def test_what_is_no_gradient_is_refused(wrong, error, says):
+    _, pull = HostModel(network, tiny.CLASSES, wrong).linearised(data(2)[0])
+    with pytest.raises(error, match=says):
+        pull(np.ones((2, 1, tiny.CLASSES), np.float32))
+    assert not pull(np.zeros((2, 1, tiny.CLASSES), np.float32)).any()
+
+
+def test_a_pullback_works_in_arrays_of_its_own():
+    images, _ = data(3)
+
+    def careless(images, cotangents):
+        found = pullback(images, cotangents)
+        images *= 0
+        cotangents *= 0
+        return found
+
+    cotangents = np.random.default_rng(0).normal(size=(3, 2, tiny.CLASSES)).astype(np.float32)
+    kept = images.copy(), cotangents.copy()
+    _, pull = HostModel(network, tiny.CLASSES, careless).linearised(images)
+    found = pull(cotangents)
+    np.testing.assert_array_equal((images, cotangents)[0], kept[0])
+    np.testing.assert_array_equal(cotangents, kept[1])
+    for place in range(2):
+        np.testing.assert_allclose(found[:, place], pullback(images, cotangents[:, place]), rtol=1e-6)
+
+
+def test_what_a_host_model_cannot_do_is_said():
+    images, labels = data(2)
+    model = HostModel(network, tiny.CLASSES, pullback)
+    for attack, says in (
+        (attacks.eot(attacks.pgd(sets.Linf(0.1))), "must not be under eot on a HostModel"),
+        (attacks.pgd(sets.Perceptual(0.5)), "network must have activations"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            evaluate.run_lanes(attack, model, images, labels, key=KEY)
+    with pytest.raises(TypeError, match="pullback"):
+        HostModel(network, 2, 3)
 
 
 def test_only_points_that_are_meant_are_sent():
@@ -189,7 +367,9 @@ def test_a_function_that_changes_as_it_is_used_wants_a_run_id_before_queries_are
 
 def test_gradients_are_refused():
     images, labels = data(2)
-    with pytest.raises(ValueError, match="attack must use no gradients on a HostModel; got gradient ascent"):
+    with pytest.raises(
+        ValueError, match="must use no gradients on a HostModel without a pullback; got gradient ascent"
+    ):
         evaluate.run_lanes(attacks.pgd(sets.Linf(0.1)), HostModel(network, tiny.CLASSES), images, labels, key=KEY)
 
 
