@@ -34,7 +34,7 @@ _MODELS = {
     "torch": "wrap it, and attack it by evaluate.robustness or evaluate.run_lanes: evaluate.TorchModel(module)",
     **dict.fromkeys(("tensorflow", "keras", "sklearn"), _HOST),
     "jaxrobust.evaluate.host.HostModel": "JAX cannot trace it: attack it by evaluate.robustness or evaluate.run_lanes",
-    "jaxrobust.attacks.eot.RandomClassifier": "attack its mean prediction: random_classifier.mean(key)",
+    "jaxrobust.attacks.compose.eot.RandomClassifier": "attack its mean prediction: random_classifier.mean(key)",
 }
 _ARRAYS = {"torch": "pass {name}.detach().cpu().numpy()", "tensorflow": "pass {name}.numpy()"}
 

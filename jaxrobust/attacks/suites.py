@@ -6,17 +6,17 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from jaxrobust import _checks
-from jaxrobust.attacks.adam import recoloradv, stadv
-from jaxrobust.attacks.apgd import apgd, apgd_t
-from jaxrobust.attacks.base import Attack
-from jaxrobust.attacks.deepfool import deepfool
-from jaxrobust.attacks.eot import autoattack_rand
-from jaxrobust.attacks.fab import fab
-from jaxrobust.attacks.fmn import fmn
-from jaxrobust.attacks.lagrangian import lpa
-from jaxrobust.attacks.perceptual import ppgd
-from jaxrobust.attacks.square import square
-from jaxrobust.attacks.unforeseen import kang, unforeseen_sets
+from jaxrobust.attacks.compose.eot import autoattack_rand
+from jaxrobust.attacks.core.base import Attack
+from jaxrobust.attacks.gradient.adam import recoloradv, stadv
+from jaxrobust.attacks.gradient.apgd import apgd, apgd_t
+from jaxrobust.attacks.gradient.lagrangian import lpa
+from jaxrobust.attacks.gradient.perceptual import ppgd
+from jaxrobust.attacks.gradient.unforeseen import kang, unforeseen_sets
+from jaxrobust.attacks.minimum_norm.deepfool import deepfool
+from jaxrobust.attacks.minimum_norm.fab import fab
+from jaxrobust.attacks.minimum_norm.fmn import fmn
+from jaxrobust.attacks.queries.square import square
 from jaxrobust.sets import L0, L1, L2, Linf, Perceptual, PerturbationSet, standard
 from jaxrobust.types import Classifier, Number
 

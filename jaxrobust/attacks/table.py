@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import sets
-from jaxrobust.attacks.adam import recoloradv, stadv
-from jaxrobust.attacks.base import KNOWLEDGE, REGISTRY, Attack, Entry, Knowledge
-from jaxrobust.attacks.bpda import bpda
-from jaxrobust.attacks.compose import best_of
-from jaxrobust.attacks.patch import adversarial_patch
-from jaxrobust.attacks.rp2 import rp2
-from jaxrobust.attacks.universal import universal_gradient, universal_perturbation
+from jaxrobust.attacks.compose.bpda import bpda
+from jaxrobust.attacks.compose.runs import best_of
+from jaxrobust.attacks.core.base import KNOWLEDGE, REGISTRY, Attack, Entry, Knowledge
+from jaxrobust.attacks.gradient.adam import recoloradv, stadv
+from jaxrobust.attacks.physical.patch import adversarial_patch
+from jaxrobust.attacks.physical.rp2 import rp2
+from jaxrobust.attacks.physical.universal import universal_gradient, universal_perturbation
 from jaxrobust.types import Targeted
 
 __all__ = ["OTHERS", "PAGE", "Row", "cost", "main", "page", "rows"]

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxrobust import _borrow, _checks, _compile
-from jaxrobust.attacks import Attack, Best, engine
+from jaxrobust.attacks import Attack, Best
+from jaxrobust.attacks.core import engine
 from jaxrobust.evaluate import _hosts
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.types import Classifier, Criterion, Key

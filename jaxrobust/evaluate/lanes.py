@@ -24,7 +24,8 @@ from tqdm import tqdm
 from jaxrobust import _checks
 from jaxrobust._borrow import borrowed
 from jaxrobust._repr import represented
-from jaxrobust.attacks import Attack, engine
+from jaxrobust.attacks import Attack
+from jaxrobust.attacks.core import engine
 from jaxrobust.evaluate import _hosts, _saved
 from jaxrobust.evaluate._programs import (
     Books,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import _checks, attacks
-from jaxrobust.attacks import engine
+from jaxrobust.attacks.core import engine
 from jaxrobust.losses import log_odds
 from jaxrobust.training.objectives import Aux, CraftMode, Learner, PerExample, _correct, _Keys, _smoothed, _sound
 from jaxrobust.types import Classifier, Images, Key, Misclassified, Number, pytree

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks.adam import Adam, adam, recoloradv, stadv
+from jaxrobust.attacks.gradient.adam import Adam, adam, recoloradv, stadv
 from jaxrobust.sets.colour import ReColor
 from jaxrobust.sets.spatial import Flow
 from jaxrobust.types import Classifier, Misclassified, pytree

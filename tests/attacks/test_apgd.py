@@ -11,8 +11,8 @@ import pytest
 from jax import lax
 
 from jaxrobust import attacks, evaluate, sets
-from jaxrobust.attacks import engine
-from jaxrobust.attacks.apgd import APGD, SparseAPGD, apgd, apgd_t, checkpoints
+from jaxrobust.attacks.core import engine
+from jaxrobust.attacks.gradient.apgd import APGD, SparseAPGD, apgd, apgd_t, checkpoints
 from jaxrobust.types import Classifier, Misclassified, Targeted
 from tests import tiny
 

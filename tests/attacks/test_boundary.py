@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks import engine
-from jaxrobust.attacks.boundary import SEARCH, WALK, Record, boundary
+from jaxrobust.attacks.core import engine
+from jaxrobust.attacks.queries.boundary import SEARCH, WALK, Record, boundary
 from jaxrobust.types import Classifier, Misclassified, Targeted
 from tests import tiny
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks.bpda import bpda
+from jaxrobust.attacks.compose.bpda import bpda
 from jaxrobust.types import Classifier
 from tests import tiny
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, evaluate, sets
-from jaxrobust.attacks import engine
+from jaxrobust.attacks.core import engine
 from jaxrobust.types import Classifier, Code, Confident, Misclassified, Targeted, TopK, Towards
 from tests import tiny
 

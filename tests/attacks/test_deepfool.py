@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks.deepfool import deepfool
+from jaxrobust.attacks.minimum_norm.deepfool import deepfool
 from jaxrobust.types import Targeted
 from tests import tiny
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxrobust import _checks, attacks, evaluate, sets
-from jaxrobust.attacks import engine
+from jaxrobust.attacks.core import engine
 from jaxrobust.models import SmallCNN
 from jaxrobust.types import Classifier, Misclassified, Targeted
 from tests import tiny

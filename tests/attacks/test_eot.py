@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, evaluate, sets
-from jaxrobust.attacks.eot import EOT, RandomClassifier, autoattack_rand, eot, mean_prediction
+from jaxrobust.attacks.compose.eot import EOT, RandomClassifier, autoattack_rand, eot, mean_prediction
 from jaxrobust.losses import log_odds
 from jaxrobust.types import Classifier, Code, Misclassified
 from tests import tiny

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks.estimators import nes, spsa
+from jaxrobust.attacks.queries.estimators import nes, spsa
 from jaxrobust.types import Classifier, Misclassified
 from tests import tiny
 

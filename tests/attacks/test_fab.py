@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks.fab import fab
+from jaxrobust.attacks.minimum_norm.fab import fab
 from jaxrobust.types import Misclassified, Targeted
 from tests import tiny
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks import engine
-from jaxrobust.attacks.frank_wolfe import frank_wolfe
+from jaxrobust.attacks.core import engine
+from jaxrobust.attacks.gradient.frank_wolfe import frank_wolfe
 from jaxrobust.sets.one_of import OneOf
 from jaxrobust.sets.sparse import L0
 from jaxrobust.types import Classifier, Misclassified

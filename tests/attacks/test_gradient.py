@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import _checks, attacks, sets
-from jaxrobust.attacks import engine
+from jaxrobust.attacks.core import engine
 from jaxrobust.types import Classifier, Misclassified, Targeted
 from tests import tiny
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust.attacks._hyperplane import to_hyperplane
+from jaxrobust.attacks.core.hyperplane import to_hyperplane
 from tests.references import hyperplane
 
 NORMS = [1, 2, np.inf]

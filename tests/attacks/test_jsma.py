@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks.jsma import _most_salient, jsma
+from jaxrobust.attacks.minimum_norm.jsma import _most_salient, jsma
 from jaxrobust.types import Classifier, Targeted
 from tests import tiny
 
 KEY = jax.random.key(5)
 # as an attribute of the package, the name is the function's
-MODULE = sys.modules["jaxrobust.attacks.jsma"]
+MODULE = sys.modules["jaxrobust.attacks.minimum_norm.jsma"]
 WIDE = sets.L0(1e4, "coordinate")
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, perceptual, sets
-from jaxrobust.attacks import engine
-from jaxrobust.attacks.lagrangian import Lagrangian, fast_lpa, lpa
+from jaxrobust.attacks.core import engine
+from jaxrobust.attacks.gradient.lagrangian import Lagrangian, fast_lpa, lpa
 from jaxrobust.sets.perceptual import Perceptual
 from jaxrobust.types import Classifier, Misclassified
 from tests import tiny

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks._minimum import MinimumNorm
+from jaxrobust.attacks.core.minimum import MinimumNorm
 from jaxrobust.types import Classifier
 from tests import tiny
 from tests.references import hyperplane

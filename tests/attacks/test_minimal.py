@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks.minimal import minimal
+from jaxrobust.attacks.compose.minimal import minimal
 from jaxrobust.evaluate import HostModel, run_lanes
 from jaxrobust.types import Classifier
 from tests import tiny

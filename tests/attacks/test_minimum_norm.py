@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks.carlini_wagner import carlini_wagner
-from jaxrobust.attacks.ddn import ddn
-from jaxrobust.attacks.deepfool import deepfool
-from jaxrobust.attacks.ead import ead
-from jaxrobust.attacks.fab import fab
-from jaxrobust.attacks.fmn import fmn
-from jaxrobust.attacks.minimal import minimal
+from jaxrobust.attacks.compose.minimal import minimal
+from jaxrobust.attacks.minimum_norm.carlini_wagner import carlini_wagner
+from jaxrobust.attacks.minimum_norm.ddn import ddn
+from jaxrobust.attacks.minimum_norm.deepfool import deepfool
+from jaxrobust.attacks.minimum_norm.ead import ead
+from jaxrobust.attacks.minimum_norm.fab import fab
+from jaxrobust.attacks.minimum_norm.fmn import fmn
 from jaxrobust.types import Classifier, Targeted
 from tests import tiny
 from tests.attacks.test_laws import KEY

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks.multi import affine, msd
+from jaxrobust.attacks.gradient.multi import affine, msd
 from jaxrobust.sets.affine import Affine
 from jaxrobust.sets.combine import Union
 from jaxrobust.types import Classifier, Misclassified

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, evaluate, losses, sets
-from jaxrobust.attacks import engine
+from jaxrobust.attacks.core import engine
 from jaxrobust.types import Classifier, Code, Misclassified
 from tests import tiny
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks import engine
-from jaxrobust.attacks.corner_search import corner_search
-from jaxrobust.attacks.one_pixel import one_pixel
+from jaxrobust.attacks.core import engine
+from jaxrobust.attacks.queries.corner_search import corner_search
+from jaxrobust.attacks.queries.one_pixel import one_pixel
 from jaxrobust.types import Classifier, Misclassified, Targeted
 from tests import tiny
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust.attacks.patch import Placement, adversarial_patch, patch_success
-from jaxrobust.attacks.rp2 import non_printability, rp2, sticker_mask
+from jaxrobust.attacks.physical.patch import Placement, adversarial_patch, patch_success
+from jaxrobust.attacks.physical.rp2 import non_printability, rp2, sticker_mask
 from jaxrobust.types import Classifier
 
 KEY = jax.random.key(0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks
-from jaxrobust.attacks.perceptual import clamped_margin, ppgd
+from jaxrobust.attacks.gradient.perceptual import clamped_margin, ppgd
 from jaxrobust.sets.perceptual import Perceptual
 from jaxrobust.types import Misclassified, Targeted
 from tests import tiny

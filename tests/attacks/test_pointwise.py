@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks.pointwise import pointwise
+from jaxrobust.attacks.queries.pointwise import pointwise
 from jaxrobust.types import Classifier, Targeted
 from tests import tiny
 

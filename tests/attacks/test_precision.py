@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, evaluate, sets
-from jaxrobust.attacks import engine
+from jaxrobust.attacks.core import engine
 from jaxrobust.types import Classifier, Misclassified
 from tests import tiny
 from tests.attacks.test_laws import KINDS, make, measured

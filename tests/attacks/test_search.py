@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, evaluate, sets
-from jaxrobust.attacks import engine
-from jaxrobust.attacks.search import grid_search, worst_of_k
+from jaxrobust.attacks.core import engine
+from jaxrobust.attacks.queries.search import grid_search, worst_of_k
 from jaxrobust.sets.spatial import RotationTranslation
 from jaxrobust.types import Classifier, Code, Misclassified
 from tests import tiny

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks.pgd_0 import pgd_0
-from jaxrobust.attacks.sigma_zero import sigma_zero
-from jaxrobust.attacks.sparse_fool import sparse_fool
+from jaxrobust.attacks.gradient.pgd_0 import pgd_0
+from jaxrobust.attacks.minimum_norm.sigma_zero import sigma_zero
+from jaxrobust.attacks.minimum_norm.sparse_fool import sparse_fool
 from jaxrobust.types import Classifier, Targeted
 from tests import tiny
 from tests.attacks.test_minimum_norm import fewest

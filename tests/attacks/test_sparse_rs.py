@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks import engine
-from jaxrobust.attacks.sparse_rs import _painted, sparse_rs
+from jaxrobust.attacks.core import engine
+from jaxrobust.attacks.queries.sparse_rs import _painted, sparse_rs
 from jaxrobust.types import Classifier, Misclassified, Targeted
 from tests import tiny
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks import engine
-from jaxrobust.attacks.square import _bump, square
+from jaxrobust.attacks.core import engine
+from jaxrobust.attacks.queries.square import _bump, square
 from jaxrobust.types import Classifier, Code, Misclassified, Targeted
 from tests import tiny
 

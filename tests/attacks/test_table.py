@@ -6,7 +6,7 @@ import pytest
 
 from jaxrobust import attacks, sets
 from jaxrobust.attacks import table
-from jaxrobust.attacks.base import KNOWLEDGE
+from jaxrobust.attacks.core.base import KNOWLEDGE
 
 REGISTERED = {entry.factory.__name__: entry.factory for entry in attacks.REGISTRY.values()}
 OTHERS = {factory.__name__: factory for factory in table.OTHERS}

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from jaxrobust import attacks
-from jaxrobust.attacks.frank_wolfe import FrankWolfe
-from jaxrobust.attacks.unforeseen import LADDERS, kang, unforeseen_sets
+from jaxrobust.attacks.gradient.frank_wolfe import FrankWolfe
+from jaxrobust.attacks.gradient.unforeseen import LADDERS, kang, unforeseen_sets
 from jaxrobust.evaluate import ATA
 from jaxrobust.sets import L1, L2, Linf
 from jaxrobust.sets.jpeg import JPEG

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import sets
-from jaxrobust.attacks.universal import fooling_rate, universal_gradient, universal_perturbation
+from jaxrobust.attacks.physical.universal import fooling_rate, universal_gradient, universal_perturbation
 from jaxrobust.types import Classifier
 from tests import tiny
 from tests.published import published

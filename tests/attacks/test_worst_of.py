@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, evaluate, sets
-from jaxrobust.attacks import engine
-from jaxrobust.attacks.search import worst_of_k
-from jaxrobust.attacks.worst_of import worst_of
+from jaxrobust.attacks.compose.worst_of import worst_of
+from jaxrobust.attacks.core import engine
+from jaxrobust.attacks.queries.search import worst_of_k
 from jaxrobust.sets.one_of import OneOf
 from jaxrobust.sets.spatial import RotationTranslation
 from jaxrobust.types import Misclassified

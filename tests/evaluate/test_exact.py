@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import data, evaluate, sets
-from jaxrobust.attacks.base import KNOWLEDGE, REGISTRY, Attack
+from jaxrobust.attacks.core.base import KNOWLEDGE, REGISTRY, Attack
 from jaxrobust.evaluate.outcomes import FOOLED
 from jaxrobust.types import Classifier
 from tests.published import published

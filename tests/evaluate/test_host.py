@@ -13,10 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from jaxrobust import attacks, evaluate, sets
-from jaxrobust.attacks.boundary import boundary
-from jaxrobust.attacks.estimators import nes
-from jaxrobust.attacks.hop_skip_jump import hop_skip_jump
-from jaxrobust.attacks.square import square
+from jaxrobust.attacks.queries.boundary import boundary
+from jaxrobust.attacks.queries.estimators import nes
+from jaxrobust.attacks.queries.hop_skip_jump import hop_skip_jump
+from jaxrobust.attacks.queries.square import square
 from jaxrobust.evaluate import HostModel, _hosts
 from jaxrobust.evaluate._saved import POINTS
 from jaxrobust.losses import cross_entropy

@@ -1,0 +1,1 @@
+"""What attacks are made of: the interface, the engine, ascent, and the books of minimum-norm attacks."""

@@ -1,0 +1,1 @@
+"""One perturbation for many images: universal, patches, stickers."""

@@ -1,0 +1,1 @@
+"""Attacks on scores or decisions, without gradients."""
