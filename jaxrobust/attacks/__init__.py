@@ -11,8 +11,6 @@ from jaxrobust.attacks.compose.minimal import minimal as minimal
 from jaxrobust.attacks.compose.runs import OneRun as OneRun
 from jaxrobust.attacks.compose.runs import Restarts as Restarts
 from jaxrobust.attacks.compose.runs import TargetedEach as TargetedEach
-from jaxrobust.attacks.compose.runs import best_of as best_of
-from jaxrobust.attacks.compose.runs import on_survivors as on_survivors
 from jaxrobust.attacks.compose.runs import restarts as restarts
 from jaxrobust.attacks.compose.runs import targeted_each as targeted_each
 from jaxrobust.attacks.compose.worst_of import WorstOf as WorstOf
@@ -166,7 +164,6 @@ __all__ = [
     "apgd",
     "apgd_t",
     "autoattack_rand",
-    "best_of",
     "bim",
     "boundary",
     "bpda",
@@ -196,7 +193,6 @@ __all__ = [
     "msd",
     "nes",
     "non_printability",
-    "on_survivors",
     "one_pixel",
     "patch_success",
     "pgd",

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from jaxrobust import sets
 from jaxrobust.attacks.compose.bpda import bpda
-from jaxrobust.attacks.compose.runs import best_of
 from jaxrobust.attacks.core.base import KNOWLEDGE, REGISTRY, Attack, Entry, Knowledge
 from jaxrobust.attacks.gradient.adam import recoloradv, stadv
 from jaxrobust.attacks.physical.patch import adversarial_patch
@@ -27,12 +26,11 @@ __all__ = ["OTHERS", "PAGE", "Row", "cost", "main", "page", "rows"]
 
 PAGE = pathlib.Path(__file__).with_name("README.md")
 
-# What is made in other ways than from one set, with what it is to be used for; the first three are attacks of the
+# What is made in other ways than from one set, with what it is to be used for; the first two are attacks of the
 # first table under other names.
 OTHERS: dict[Callable[..., Any], str] = {
     stadv: "`sets.Flow`, with the constants of the published tables.",
     recoloradv: "`sets.ReColor` and sequences with it, with the constants of the published tables.",
-    best_of: "As `worst_of`, for attacks of different numbers of restarts.",
     bpda: "Goes in front of a model whose preprocessing has no useful gradient; then any attack.",
     universal_perturbation: "One perturbation for all images; `universal_gradient` is the cheaper.",
     universal_gradient: "First choice for one perturbation for all images.",

@@ -53,8 +53,10 @@ AROUND = {
     "restarts(eot)": lambda a: attacks.restarts(eot(a, samples=10), 3),
     "eot(restarts)": lambda a: eot(attacks.restarts(a, 3), samples=10),
     "worst_of(eot)": lambda a: attacks.worst_of(eot(a, samples=10), eot(attacks.bim(BALL), samples=10)),
-    "best_of(eot)": lambda a: attacks.best_of(attacks.restarts(eot(a, samples=10), 2), eot(a, samples=10)),
-    "on_survivors(eot)": lambda a: attacks.on_survivors(eot(a, samples=10), attacks.restarts(eot(a, samples=10), 2)),
+    "worst_of(restarts(eot))": lambda a: attacks.worst_of(attacks.restarts(eot(a, samples=10), 2), eot(a, samples=10)),
+    "worst_of(eot), until success": lambda a: attacks.worst_of(
+        eot(a, samples=10), attacks.restarts(eot(a, samples=10), 2), until_success=True
+    ),
     "targeted_each(eot)": lambda a: attacks.targeted_each(eot(a, samples=10), targets=1),
 }
 
@@ -94,7 +96,7 @@ def test_whether_a_first_success_is_final_is_the_attack_s_to_say():
 
 
 def test_expectation_goes_to_the_innermost_attacks():
-    around = eot(attacks.on_survivors(attacks.fgsm(BALL), attacks.restarts(WALK, 2)), samples=3)
+    around = eot(attacks.worst_of(attacks.fgsm(BALL), attacks.restarts(WALK, 2), until_success=True), samples=3)
     first, second = around.attacks
     assert isinstance(first, EOT)
     assert isinstance(second.attack.attack, EOT)
@@ -176,8 +178,8 @@ WRAPS = {
     "alone": lambda a: a,
     "restarts": lambda a: attacks.restarts(a, 2) if a.random else a,
     "minimal": lambda a: attacks.minimal(a, steps=2),
-    "on_survivors": lambda a: attacks.on_survivors(attacks.fgsm(BALL), a),
-    "best_of": lambda a: attacks.best_of(attacks.pgd(BALL, steps=1, restarts=5), a),
+    "worst_of, until success": lambda a: attacks.worst_of(attacks.fgsm(BALL), a, until_success=True),
+    "worst_of, of different restarts": lambda a: attacks.worst_of(attacks.pgd(BALL, steps=1, restarts=5), a),
 }
 
 

@@ -228,7 +228,7 @@ def _dark(below, images):
 
 def test_no_start_is_said_by_what_is_around_the_attack():
     """Where no run of any attack found one, and only there."""
-    made = attacks.on_survivors(attacks.boundary(sets.L2(0.01), queries=1100, restarts=2))
+    made = attacks.worst_of(attacks.boundary(sets.L2(0.01), queries=1100, restarts=2), until_success=True)
     images, labels = np.full((1, *tiny.SHAPE), 0.9, np.float32), np.array([0], np.int32)
     for below, code in ((0.0, Code.NO_START), (0.6, Code.RAN)):
         found = attacks.run(made, Classifier(_dark, jnp.asarray(below)), images, labels, key=KEY)

@@ -120,11 +120,6 @@ def test_one_common_set_keeps_its_own_terms(problem):
     [
         (worst_of, ValueError, "attacks must hold at least one attack; got none"),
         (lambda: worst_of(attacks.pgd), TypeError, "attacks must be attacks such as|Type-check error"),
-        (
-            lambda: worst_of(attacks.pgd(sets.Linf(0.1)), attacks.pgd(sets.Linf(0.1), restarts=2)),
-            ValueError,
-            r"attacks must have equal restarts; got \[1, 2\]",
-        ),
     ],
 )
 def test_bad_attacks_are_refused(build, error, message):

@@ -1,4 +1,4 @@
-"""Attacks made of attacks: the best of several, more runs of one, a run at each class, one after another."""
+"""Attacks made of one attack: more runs of it, a run at each class, all runs as one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
-from jaxrobust.attacks.compose.worst_of import WorstOf, worst_of
 from jaxrobust.attacks.core.around import Around
-from jaxrobust.attacks.core.ascent import Loss
 from jaxrobust.attacks.core.base import Attack, Best, register
 from jaxrobust.attacks.core.engine import check_attack, merge
 from jaxrobust.attacks.core.minimum import choose, strongest_others
@@ -20,7 +18,7 @@ from jaxrobust.attacks.gradient.pgd import pgd
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, Towards, pytree
 
-__all__ = ["OneRun", "Restarts", "TargetedEach", "best_of", "on_survivors", "restarts", "targeted_each"]
+__all__ = ["OneRun", "Restarts", "TargetedEach", "restarts", "targeted_each"]
 
 
 @pytree("inner")
@@ -301,72 +299,6 @@ def targeted_each(attack: Attack, *, targets: int = 9) -> TargetedEach:
     return TargetedEach(attack, targets)
 
 
-def best_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
-    """Run several attacks on every example and keep the best point of all: `worst_of`, for any numbers of restarts.
-
-    All attacks run to their end, whatever the others have found: the point of highest loss is wanted. Where only
-    success is, `on_survivors` costs less.
-
-    Cost: the sum of the attacks' forwards and of their backwards.
-
-    Args:
-        *attacks: at least one. Where their numbers of restarts differ, all runs of each come in one run of the whole.
-        loss: what ranks points, as in `worst_of`.
-
-    Returns:
-        The attack.
-
-    Raises:
-        TypeError: something that is no attack.
-        ValueError: no attacks.
-
-    Example:
-        >>> best_of(pgd(jr.sets.Linf(0.1)), pgd(jr.sets.Linf(0.1), restarts=3)).restarts
-        1
-
-    Reference:
-        Tramèr and Boneh, 2019, arXiv:1904.13000, of several perturbation types.
-    """
-    differ = len({attack.restarts for attack in attacks if isinstance(attack, Attack)}) > 1
-    return worst_of(*(map(_one_run, attacks) if differ else attacks), loss=loss)
-
-
-def on_survivors(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
-    """Attacks one after another on an example, the next only where none before has met the criterion.
-
-    An attack that has begun is finished, with all of its restarts, so that its best point is what it finds alone; with
-    early stopping the first success of all ends everything. It is one attack, for `attacks.run`, training, the lanes
-    and wherever one result is wanted. To see what each attack of a suite finds, and to have survivors fill the lanes
-    of the next, give the suite to `evaluate.robustness(only_survivors=True)`, which also runs one attack's program at a
-    time; here every step costs the computations of all sets.
-
-    Cost: at most the sum of the attacks' forwards and of their backwards; only attacks that ran are counted.
-
-    Args:
-        *attacks: at least one, cheap ones first.
-        loss: what ranks points where none meets the criterion, as in `worst_of`.
-
-    Returns:
-        The attack.
-
-    Raises:
-        TypeError: something that is no attack.
-        ValueError: no attacks.
-
-    Example:
-        >>> str(on_survivors(pgd(jr.sets.Linf(0.1), steps=2), pgd(jr.sets.L2(1.0), steps=3)).set)
-        'one of Linf(0.1), L2(1), scale (1)'
-
-    Reference:
-        Croce and Hein, 2020, arXiv:2003.01690 (AutoAttack runs so).
-    """
-    return dataclasses.replace(worst_of(*map(_one_run, attacks), loss=loss), until_success=True)
-
-
-def _one_run(attack: Attack) -> Attack:
-    return OneRun(attack) if isinstance(attack, Attack) and attack.restarts > 1 else attack
-
-
 def _restarts(set: PerturbationSet) -> Restarts:
     return restarts(pgd(set, steps=3), 2)
 
@@ -375,20 +307,10 @@ def _targeted_each(set: PerturbationSet) -> TargetedEach:
     return targeted_each(pgd(set, steps=3, loss="dlr"), targets=3)
 
 
-def _on_survivors(set: PerturbationSet) -> WorstOf:
-    return on_survivors(pgd(set, steps=2), pgd(set, steps=2, loss="margin", restarts=2))
-
-
 register("restarts", _restarts, factory=restarts, use="More runs of an attack that has no restarts of its own.")
 register(
     "targeted_each",
     _targeted_each,
     factory=targeted_each,
     use="Any attack by a loss, made as strong as APGD-T makes APGD; worth it where classes are many.",
-)
-register(
-    "on_survivors",
-    _on_survivors,
-    factory=on_survivors,
-    use="Cheap attacks first as one attack; for a suite `evaluate.robustness(only_survivors=True)` is faster.",
 )

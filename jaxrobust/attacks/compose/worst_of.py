@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
+from jaxrobust.attacks.compose.runs import OneRun
 from jaxrobust.attacks.core.ascent import Loss, check_loss, never_nan
 from jaxrobust.attacks.core.base import KNOWLEDGE, Attack, Best, Knowledge, is_better, register
 from jaxrobust.attacks.core.minimum import choose
@@ -292,52 +293,64 @@ class WorstOf(Attack):
         return followed(self.loss).loss(loss, goal)
 
     def __str__(self) -> str:
-        return f"{'on survivors' if self.until_success else 'worst of'} [{'; '.join(map(str, self.attacks))}]"
+        return f"worst of{', until success' if self.until_success else ''} [{'; '.join(map(str, self.attacks))}]"
 
 
-def worst_of(*attacks: Attack, loss: Loss = "cross_entropy") -> WorstOf:
+def worst_of(*attacks: Attack, loss: Loss = "cross_entropy", until_success: bool = False) -> WorstOf:
     """Run several attacks on every example and keep the worst point of all: misclassified first, then highest loss.
 
     One loss ranks the points of all attacks, whatever each of them ascends. The attacks may search different sets;
     the result then is a member of one of them, its size is a fraction of that one's radius, and `with_radius(r)`
     multiplies all radii by r. On one common set everything is in its own terms, and `with_radius(r)` sets its radius.
-    For different numbers of restarts see `best_of`, to end with the first success `on_survivors`.
 
-    Cost: the sum of the attacks' forwards and of their backwards. In `attacks.run` the model's passes are no more; in
-    the lanes of `evaluate`, whose examples may be at different attacks, every ask is as wide as the widest attack's.
-    What sets and attacks compute beside the model, all of them compute at every ask.
+    All attacks run to their end, whatever the others have found, since the point of highest loss is wanted; with
+    `until_success` the next begins only where none before has met the criterion, and one that has begun is finished,
+    with all of its restarts. To see what each attack of a suite finds, and to have survivors fill the lanes of the next,
+    give the suite to `evaluate.robustness(only_survivors=True)`.
+
+    Cost: the sum of the attacks' forwards and of their backwards, with `until_success` of those that ran. In
+    `attacks.run` the model's passes are no more; in the lanes of `evaluate`, whose examples may be at different
+    attacks, every ask is as wide as the widest attack's. What sets and attacks compute beside the model, all of them
+    compute at every ask.
 
     Args:
-        *attacks: at least one, all with the same number of restarts. All have the same key, so what they find is what
-            each would find alone.
+        *attacks: at least one. All have the same key, so what they find is what each would find alone. With equal
+            numbers of restarts the r-th run of each comes in the r-th of the whole; where the numbers differ, and with
+            `until_success`, all runs of each come in one run of the whole.
         loss: "cross_entropy", "margin", "dlr" or a function of (logits (K,), criterion).
+        until_success: whether success ends the turns; cheap attacks then come first.
 
     Returns:
         The attack.
 
     Raises:
-        TypeError: something that is no attack.
-        ValueError: no attacks, different numbers of restarts, or `eot` around some of them only.
+        TypeError: something that is no attack, or `until_success` that is no bool.
+        ValueError: no attacks, or `eot` around some of them only.
 
     Example:
         >>> str(worst_of(pgd(jr.sets.Linf(0.1), steps=5), pgd(jr.sets.L2(1), steps=5)).set)
         'one of Linf(0.1), L2(1), scale (1)'
+        >>> worst_of(pgd(jr.sets.Linf(0.1)), pgd(jr.sets.Linf(0.1), restarts=3)).restarts
+        1
 
     Reference:
-        Tramèr and Boneh, 2019, arXiv:1904.13000 (the "max" adversary); Maini et al., 2020, arXiv:1909.04068.
+        Tramèr and Boneh, 2019, arXiv:1904.13000 (the "max" adversary); Maini et al., 2020, arXiv:1909.04068; until
+        success as in AutoAttack, Croce and Hein, 2020, arXiv:2003.01690.
     """
+    if not isinstance(until_success, bool):
+        raise TypeError(f"until_success must be True or False; got {_checks.told(until_success)}")
     if not attacks:
         raise ValueError("attacks must hold at least one attack; got none")
     for attack in attacks:
         if not isinstance(attack, Attack):
             advice = " (unpack it: *attacks)" if isinstance(attack, (list, tuple)) else ""
             raise TypeError(f"attacks must be attacks such as pgd(Linf(8 / 255)); got {_checks.told(attack)}{advice}")
-    restarts = [attack.restarts for attack in attacks]
-    if len(set(restarts)) > 1:
-        raise ValueError(f"attacks must have equal restarts; got {restarts}")
     if len({attack.sees_draws for attack in attacks}) > 1:
         raise ValueError(f"attacks must all be around eot or none, such as eot(worst_of(...)); got {attacks}")
-    return WorstOf(attacks, None if all(_same(attack.set, attacks[0].set) for attack in attacks) else 1.0, loss)
+    if until_success or len({attack.restarts for attack in attacks}) > 1:
+        attacks = tuple(OneRun(attack) if attack.restarts > 1 else attack for attack in attacks)
+    common = all(_same(attack.set, attacks[0].set) for attack in attacks)
+    return WorstOf(attacks, None if common else 1.0, loss, until_success)
 
 
 def _same(first: PerturbationSet, second: PerturbationSet) -> bool:
@@ -355,9 +368,14 @@ def _example(set: PerturbationSet) -> WorstOf:
     return worst_of(pgd(set), pgd(set, loss="margin"))
 
 
+def _until_success(set: PerturbationSet) -> WorstOf:
+    return worst_of(pgd(set, steps=2), pgd(set, steps=2, loss="margin", restarts=2), until_success=True)
+
+
 register(
     "worst_of",
     _example,
     factory=worst_of,
     use="The worst of several attacks or sets for each example, and training against it.",
 )
+register("worst_of_until_success", _until_success, factory=worst_of)
