@@ -437,7 +437,7 @@ class _Run:
         passes = 3 if self.attack.gradients else 1
         # of the clean pass's shape, since that has been traced
         like = jax.ShapeDtypeStruct((self.batch, *self.images.shape[1:]), self.images.dtype)
-        return _checks.operations(self.there.model, like) * self.attack.queries * passes
+        return _checks.operations(self.there.model, like) * self.attack.width * passes
 
     def _step(self, live: np.ndarray, gradient: bool) -> Callable[[], tuple[Any, Any]]:
         """What takes a step; a host model has answered then, to live lanes and points that are meant only."""

@@ -107,7 +107,7 @@ def test_the_mean_of_one_certain_model_is_the_model(problem):
 def test_attacks_without_gradients_and_other_radii(problem):
     model, (images, labels) = problem
     attack = eot(attacks.worst_of_k(sets.Linf(0.1), samples=4, chunk=3), samples=2)
-    assert (attack.queries, attack.asks, attack.gradients) == (6, 3, 0)
+    assert (attack.width, attack.asks, attack.gradients) == (6, 3, 0)
     found = attacks.run(attack, model, images, labels, key=KEY)
     assert (np.asarray(found.forwards[:-1]) == 1 + 2 * 4 + 2).all()
     wide = attack.with_radius(0.3)
@@ -156,5 +156,5 @@ def test_bad_input_is_refused(problem):
         eot(attack.attack, samples=0)
     with pytest.raises(TypeError, match="key"):
         RandomClassifier(lambda p, k, x: x, ()).mean(0)
-    assert dataclasses.replace(attack, samples=3).queries == 3
+    assert dataclasses.replace(attack, samples=3).width == 3
     assert isinstance(RandomClassifier(plain.apply, plain.params).mean(KEY), Classifier)

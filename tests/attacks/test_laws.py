@@ -139,7 +139,7 @@ def test_a_misclassified_image_comes_back_unchanged(attack, perturbation_set):
 @pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
 def test_counts_are_the_schedule(attack, perturbation_set):
     made, found = make(attack, perturbation_set), result(attack, perturbation_set)
-    schedule = (1 + made.queries * made.asks * made.restarts, made.gradients * made.restarts)
+    schedule = (1 + made.width * made.asks * made.restarts, made.gradients * made.restarts)
     for counts, most in zip((found.forwards, found.backwards), schedule, strict=True):
         counts = np.asarray(counts[:-1])
         assert ((counts > 0) & (counts <= most) if made.ends_early and most else counts == most).all()

@@ -145,7 +145,7 @@ def test_counts_stay_within_the_schedule(name, make):
     images, labels = tiny.images_and_labels(model)
     found = run(made, model, images, labels)
     forwards, backwards = np.asarray(found.forwards[:-1]), np.asarray(found.backwards[:-1])
-    assert (forwards <= 1 + made.queries * made.asks * made.restarts).all()
+    assert (forwards <= 1 + made.width * made.asks * made.restarts).all()
     assert (forwards > 1).all()
     assert (backwards <= made.gradients * made.restarts).all()
     if not getattr(made, "ends_early", False):

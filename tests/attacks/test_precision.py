@@ -128,10 +128,10 @@ def test_products_are_in_full_precision_on_every_machine(name):
         state = begun(key, logits)
         return made.ask(state), made.best(made.tell(state, logits, gradients))
 
-    logits = jnp.zeros((made.queries, 4))
+    logits = jnp.zeros((made.width, 4))
     pulled = jax.eval_shape(lambda key, logits: made.cotangents(begun(key, logits), logits), KEY, logits).shape[1]
     points = jax.eval_shape(lambda key, logits: made.ask(begun(key, logits)), KEY, logits)
-    gradients = jnp.zeros((made.queries, max(pulled, 1), *points.shape[1:]))
+    gradients = jnp.zeros((made.width, max(pulled, 1), *points.shape[1:]))
     equations = engine._equations(jax.make_jaxpr(step)(KEY, logits, gradients).jaxpr)
     products = [equation for equation in equations if equation.primitive.name == "dot_general"]
     highest = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)

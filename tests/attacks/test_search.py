@@ -38,7 +38,7 @@ def everything(problem):
 
 def test_the_grid_is_775_and_holds_the_identity(everything):
     made = grid_search(TURNS)
-    assert (made.queries, made.asks, made.gradients) == (25, 31, 0)
+    assert (made.width, made.asks, made.gradients) == (25, 31, 0)
     grid, _ = everything
     assert len(grid) == 775
     assert (grid == 0).all(-1).sum() == 1

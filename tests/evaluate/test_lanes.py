@@ -185,7 +185,7 @@ def test_steps_needed_are_asks_of_whatever_width(model, data, key):
     walk = attacks.hop_skip_jump(sets.L2(0.3), iterations=1, queries=30, chunk=5, samples=5)
     found = run_lanes(walk, model, images[:3], labels[:3], **options)
     assert found.counts.needed == found.counts.executed
-    assert (found.result.forwards - 1).sum() / walk.queries < found.counts.needed < (found.result.forwards - 1).sum()
+    assert (found.result.forwards - 1).sum() / walk.width < found.counts.needed < (found.result.forwards - 1).sum()
 
 
 def test_no_gradients_are_pulled_for_asks_that_only_book(model, data, key, monkeypatch):

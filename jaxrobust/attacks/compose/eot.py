@@ -170,9 +170,9 @@ class EOT(Around):
             raise ValueError(f"attack must not be around eot already; got {self.attack}")
 
     @property
-    def queries(self) -> int:
+    def width(self) -> int:
         """Every point of the attack at every draw."""
-        return self.samples * self.attack.queries
+        return self.samples * self.attack.width
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -207,12 +207,12 @@ class EOT(Around):
         best = self.attack.best(state.state).image[None]
         points = jnp.where(self.attack.done(state.state), best, self.attack.ask(state.state))
         points = jnp.repeat(points, self.samples, 0)
-        marks = jax.random.randint(jax.random.fold_in(state.key, state.asked), (self.queries, 1, 1, 1), 0, MARKS)
+        marks = jax.random.randint(jax.random.fold_in(state.key, state.asked), (self.width, 1, 1, 1), 0, MARKS)
         return jnp.stack([points, jnp.broadcast_to(marks.astype(points.dtype), points.shape)], 1)
 
     def meant(self, state: EOTState) -> Bool[Array, " queries"]:
         """The draws of the attack's points that are, or of its best one."""
-        first = jnp.arange(self.queries) < self.samples
+        first = jnp.arange(self.width) < self.samples
         meant = jnp.repeat(self.attack.meant(state.state), self.samples, 0)
         return jnp.where(self.attack.done(state.state), first, meant)
 
@@ -220,7 +220,7 @@ class EOT(Around):
         """The attack's directions, at each draw's own logits."""
         draws = jnp.moveaxis(self._by_draw(logits), 1, 0)
         found = jax.vmap(lambda logits: self.attack.cotangents(state.state, logits))(draws)
-        return jnp.moveaxis(found, 0, 1).reshape(self.queries, *found.shape[2:])
+        return jnp.moveaxis(found, 0, 1).reshape(self.width, *found.shape[2:])
 
     def tell(self, state: EOTState, logits: Float[Array, "queries classes"], gradients: Array) -> EOTState:
         """Tells the attack the mean prediction, the draws and the gradients' mean; or looks at its best point."""
@@ -270,7 +270,7 @@ class EOT(Around):
         return super().bound_to(model)
 
     def _by_draw(self, rows: Array) -> Array:
-        return rows.reshape(self.attack.queries, self.samples, *rows.shape[1:])
+        return rows.reshape(self.attack.width, self.samples, *rows.shape[1:])
 
     def __str__(self) -> str:
         return f"{self.attack}, {self.samples} draws a point"

@@ -103,9 +103,9 @@ class WorstOf(Attack):
         return any(attack.random for attack in self.attacks)
 
     @property
-    def queries(self) -> int:
+    def width(self) -> int:
         """As many as the attack that asks most points at once."""
-        return max(attack.queries for attack in self.attacks)
+        return max(attack.width for attack in self.attacks)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -161,7 +161,7 @@ class WorstOf(Attack):
 
         def points(i: int) -> Any:
             asked = self._members[i].ask(state.states[i])
-            places = jnp.minimum(jnp.arange(self.queries), asked.shape[0] - 1)
+            places = jnp.minimum(jnp.arange(self.width), asked.shape[0] - 1)
             return asked[places]
 
         return self._of_turn(state, points)
@@ -172,7 +172,7 @@ class WorstOf(Attack):
         def own(i: int) -> Any:
             attack, inner = self._members[i], state.states[i]
             looked_at = attack.meant(inner) & ~attack.done(inner)
-            return jnp.pad(looked_at, (0, self.queries - attack.queries))
+            return jnp.pad(looked_at, (0, self.width - attack.width))
 
         return self._of_turn(state, own)
 
@@ -181,13 +181,13 @@ class WorstOf(Attack):
 
         def directions(i: int) -> Any:
             attack = self._members[i]
-            return attack.cotangents(state.states[i], logits[: attack.queries])
+            return attack.cotangents(state.states[i], logits[: attack.width])
 
         shapes = [jax.eval_shape(functools.partial(directions, i)).shape for i in range(len(self.attacks))]
         most = max(shape[1] for shape in shapes)
 
         def padded(i: int) -> Any:
-            missing = (self.queries - shapes[i][0], most - shapes[i][1], 0)
+            missing = (self.width - shapes[i][0], most - shapes[i][1], 0)
             return jnp.pad(directions(i), [(0, number) for number in missing])
 
         return self._of_turn(state, padded)
@@ -263,7 +263,7 @@ class WorstOf(Attack):
     def _told(self, i: int, states: tuple[Any, ...], logits: Array, gradients: Array) -> tuple[Any, Array]:
         """The states after attack i was told, and whether its turn is over."""
         attack = self._members[i]
-        new = attack.tell(states[i], logits[: attack.queries], gradients[: attack.queries])
+        new = attack.tell(states[i], logits[: attack.width], gradients[: attack.width])
         return (*states[:i], new, *states[i + 1 :]), attack.done(new)
 
     def _worst(self, state: WorstOfState) -> Best:
@@ -305,8 +305,8 @@ def worst_of(*attacks: Attack, loss: Loss = "cross_entropy", until_success: bool
 
     All attacks run to their end, whatever the others have found, since the point of highest loss is wanted; with
     `until_success` the next begins only where none before has met the criterion, and one that has begun is finished,
-    with all of its restarts. To see what each attack of a suite finds, and to have survivors fill the lanes of the next,
-    give the suite to `evaluate.robustness(only_survivors=True)`.
+    with all of its restarts. To see what each attack of a suite finds, and to have survivors fill the lanes of the
+    next, give the suite to `evaluate.robustness(only_survivors=True)`.
 
     Cost: the sum of the attacks' forwards and of their backwards, with `until_success` of those that ran. In
     `attacks.run` the model's passes are no more; in the lanes of `evaluate`, whose examples may be at different

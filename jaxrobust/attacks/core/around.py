@@ -64,9 +64,9 @@ class Around(Attack):
         return self.attack.knowledge
 
     @property
-    def queries(self) -> int:
+    def width(self) -> int:
         """The attack's."""
-        return self.attack.queries
+        return self.attack.width
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -165,7 +165,7 @@ class Booking(Attack):
         )
 
     def _forwards(self, state: SearchState) -> Int[Array, ""]:
-        return self.queries * state.asked
+        return self.width * state.asked
 
     def _backwards(self, state: SearchState) -> Int[Array, ""]:
         return jnp.minimum(state.asked, self.asks - 1)
@@ -218,7 +218,7 @@ class QueryAttack(Booking):
 
     def cotangents(self, state: Any, logits: Float[Array, "queries classes"]) -> Array:
         """None: no gradients are used."""
-        return jnp.zeros((self.queries, 0, logits.shape[-1]), logits.dtype)
+        return jnp.zeros((self.width, 0, logits.shape[-1]), logits.dtype)
 
     def last(self, state: Any) -> Image:
         """The worst point, for training."""

@@ -101,14 +101,14 @@ class Attack(abc.ABC):
         return getattr(self, "start", "random") != "clean"
 
     @property
-    def queries(self) -> int:
+    def width(self) -> int:
         """Points asked at once (q), static."""
         return 1
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Numbers of points that asks may have, rising to `queries`, static; meant points come first."""
-        return (self.queries,)
+        """Numbers of points that asks may have, rising to `width`, static; meant points come first."""
+        return (self.width,)
 
     @property
     @abc.abstractmethod
@@ -118,7 +118,7 @@ class Attack(abc.ABC):
     @property
     def gradients(self) -> int:
         """The largest number of image gradients of one run, static: one a point, and none for the last ask."""
-        return self.queries * (self.asks - 1)
+        return self.width * (self.asks - 1)
 
     @property
     def bookings(self) -> int:
@@ -155,7 +155,7 @@ class Attack(abc.ABC):
 
     def meant(self, state: State) -> Bool[Array, " queries"]:
         """Which of the points asked next are looked at and counted: all of them, unless a chunk is not full."""
-        return jnp.ones(self.queries, bool)
+        return jnp.ones(self.width, bool)
 
     @abc.abstractmethod
     def cotangents(self, state: State, logits: Float[Array, "queries classes"]) -> Array:

@@ -77,7 +77,7 @@ def advance(
         The new states.
     """
     points = jax.vmap(attack.ask)(states)
-    widths = attack.widths if narrow else (attack.queries,)
+    widths = attack.widths if narrow else (attack.width,)
     steps = [widths[: place + 1] for place in range(len(widths))]
     answers = [functools.partial(_answer, attack, model, ends=ends, gradient=gradient) for ends in steps]
     if len(answers) > 1:
@@ -113,7 +113,7 @@ def _no_gradients(points: Any) -> Array:
 def _level(attack: Attack, states: Any, stop: Stop) -> Array:
     """Which of the attack's widths holds all points that are meant."""
     meant = jax.vmap(lambda state: attack.meant(state) & ~is_finished(attack, state, stop))(states)
-    last = jnp.max(jnp.where(meant, jnp.arange(1, attack.queries + 1)[None], 0))
+    last = jnp.max(jnp.where(meant, jnp.arange(1, attack.width + 1)[None], 0))
     return jnp.sum(last > jnp.asarray(attack.widths[:-1]), dtype=jnp.int32)
 
 

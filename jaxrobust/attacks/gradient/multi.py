@@ -62,7 +62,7 @@ class MSD(Booking):
         )
 
     @property
-    def queries(self) -> int:
+    def width(self) -> int:
         """One point a ball."""
         return len(self.set.parts)
 
@@ -85,10 +85,10 @@ class MSD(Booking):
         """A start in every ball; the clean image is booked first."""
         start_key, walk_key = jax.random.split(key)
         if self.start == "random":
-            keys = jax.random.split(start_key, self.queries)
+            keys = jax.random.split(start_key, self.width)
             starts = [part.sample(k, x) for k, part in zip(keys, self.set.scaled_parts(), strict=True)]
         else:
-            starts = [jnp.zeros_like(x)] * self.queries
+            starts = [jnp.zeros_like(x)] * self.width
         return self._open(x, goal, logits, jnp.stack(starts), walk_key)
 
     def ask(self, state: SearchState) -> Points:
@@ -99,7 +99,7 @@ class MSD(Booking):
         """The gradient of the loss at the worst point, zero for the others."""
         worst = self._worst(state, logits)
         direction = jax.grad(self._loss)(logits[worst], state.aim)
-        return jnp.where(jnp.arange(self.queries)[:, None, None] == worst, direction[None, None], 0)
+        return jnp.where(jnp.arange(self.width)[:, None, None] == worst, direction[None, None], 0)
 
     def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
         """Books the best of the points, then takes every ball's step from the worst for the model."""
@@ -108,7 +108,7 @@ class MSD(Booking):
         theta, gradient = state.theta[worst], finite(gradients[worst, 0])
         steps = [self._step(i, part, state, theta, gradient) for i, part in enumerate(self.set.scaled_parts())]
         moved = [part.project(state.x, step) for part, step in zip(self.set.scaled_parts(), steps, strict=True)]
-        booked = self._book(state, state.theta, loss, logits, jnp.ones((self.queries,), bool))
+        booked = self._book(state, state.theta, loss, logits, jnp.ones((self.width,), bool))
         return dataclasses.replace(booked, theta=jnp.stack(moved))
 
     def last(self, state: SearchState) -> Image:
@@ -122,7 +122,7 @@ class MSD(Booking):
         size = jnp.asarray(self.relative_step_sizes[i] * part.radius).astype(theta.dtype)
         if isinstance(part, L1) and self.sparsity is not None:
             least, most = (min(number, theta.size) for number in self.sparsity)
-            key = jax.random.fold_in(state.memory, state.asked * self.queries + i)
+            key = jax.random.fold_in(state.memory, state.asked * self.width + i)
             kept = jax.random.randint(key, (), least, most + 1)
             gradient = _largest_free(state.x + theta, gradient, size, kept, most)
             part = L1(part.radius, quantile=0.0)

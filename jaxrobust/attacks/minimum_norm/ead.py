@@ -54,7 +54,7 @@ class EAD(Penalised):
         _checks.choice("decision", self.decision, ("en", "l1"))
 
     @property
-    def queries(self) -> int:
+    def width(self) -> int:
         """The iterate, and the extrapolated point at which the gradient is taken."""
         return 2
 

@@ -77,14 +77,14 @@ class CornerSearch(QueryAttack, MinimumNorm):
             _checks.count(name, getattr(self, name))
 
     @property
-    def queries(self) -> int:
+    def width(self) -> int:
         """Points asked at once."""
         return min(self.chunk, self.budget)
 
     @property
     def asks(self) -> int:
         """As many chunks as the budget allows, one more because that which ends the single pixels may not be full."""
-        return -(-self.budget // self.queries) + 1
+        return -(-self.budget // self.width) + 1
 
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> SearchState:
         """Before the first change of a single pixel."""
@@ -102,7 +102,7 @@ class CornerSearch(QueryAttack, MinimumNorm):
     def meant(self, state: SearchState) -> Bool[Array, " queries"]:
         """Those within the budget, and not beyond the last single pixel or the largest number of pixels."""
         memory, offsets = state.memory, self._offsets
-        single = memory.chunks * self.queries + offsets < self._singles(state.x)
+        single = memory.chunks * self.width + offsets < self._singles(state.x)
         allowed = self._level(state, memory.next + offsets) <= self._most(state.x)
         return jnp.where(self._is_single(state), single, allowed) & (memory.spent + offsets < self.budget)
 
@@ -137,14 +137,14 @@ class CornerSearch(QueryAttack, MinimumNorm):
 
     @property
     def _offsets(self) -> Int[Array, " queries"]:
-        return jnp.arange(self.queries, dtype=jnp.int32)
+        return jnp.arange(self.width, dtype=jnp.int32)
 
     def _singles(self, x: Image) -> int:
         """How many changes of a single pixel there are."""
         return x.shape[0] * x.shape[1] * 2 ** x.shape[2]
 
     def _is_single(self, state: SearchState) -> Bool[Array, ""]:
-        return state.memory.chunks * self.queries < self._singles(state.x)
+        return state.memory.chunks * self.width < self._singles(state.x)
 
     def _most(self, x: Image) -> Int[Array, ""]:
         return whole(self._radius(x), x.shape[0] * x.shape[1])
@@ -163,14 +163,14 @@ class CornerSearch(QueryAttack, MinimumNorm):
 
         fresh = jax.vmap(rank)(logits).T
         fresh = jnp.where(jnp.isnan(fresh) | ~meant[None], -jnp.inf, fresh)
-        places = jnp.broadcast_to((memory.chunks * self.queries + self._offsets)[None], fresh.shape)
+        places = jnp.broadcast_to((memory.chunks * self.width + self._offsets)[None], fresh.shape)
         scores, order = jax.lax.top_k(jnp.concatenate([memory.scores, fresh], 1), memory.scores.shape[1])
         return scores, jnp.take_along_axis(jnp.concatenate([memory.best, places], 1), order, 1)
 
     def _thetas(self, state: SearchState) -> Float[Array, "queries height width channels"]:
         memory, pixels = state.memory, state.x.shape[0] * state.x.shape[1]
         corners = 2 ** state.x.shape[2]
-        place = jnp.minimum(memory.chunks * self.queries + self._offsets, pixels * corners - 1)
+        place = jnp.minimum(memory.chunks * self.width + self._offsets, pixels * corners - 1)
         unchanged = jnp.full(pixels, -1, jnp.int32)
         single = jax.vmap(lambda place: unchanged.at[place // corners].set(place % corners))(place)
         combined = jax.vmap(lambda number: self._combination(state, number, unchanged, corners))(

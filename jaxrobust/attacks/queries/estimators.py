@@ -76,7 +76,7 @@ class Estimated(QueryAttack):
             raise ValueError(f"spread must be > 0; got {self.spread}")
 
     @property
-    def queries(self) -> int:
+    def width(self) -> int:
         """Points asked at once."""
         whole = self.samples + 1
         return whole if self.chunk is None else min(self.chunk, whole)
@@ -150,11 +150,11 @@ class Estimated(QueryAttack):
 
     @property
     def _chunks(self) -> int:
-        return math.ceil((self.samples + 1) / self.queries)
+        return math.ceil((self.samples + 1) / self.width)
 
     def _places(self, state: SearchState) -> Int[Array, " queries"]:
         """0 for the iterate, then the samples from 1."""
-        return state.asked % self._chunks * self.queries + jnp.arange(self.queries, dtype=jnp.int32)
+        return state.asked % self._chunks * self.width + jnp.arange(self.width, dtype=jnp.int32)
 
     def _samples(self, state: SearchState) -> tuple[Array, Array]:
         """Signs (q,), 0 for the iterate, and noise (q, H, W, C), which does not depend on the chunk."""
@@ -167,7 +167,7 @@ class Estimated(QueryAttack):
     def _forwards(self, state: SearchState) -> Int[Array, ""]:
         steps, chunks = state.asked // self._chunks, state.asked % self._chunks
         whole = self.samples + 1
-        counted = steps * whole + jnp.minimum(chunks * self.queries, whole)
+        counted = steps * whole + jnp.minimum(chunks * self.width, whole)
         return jnp.minimum(counted, self.steps * whole + 1)
 
     @property

@@ -105,14 +105,14 @@ class HopSkipJump(Decision):
         object.__setattr__(self, "gamma", _checks.number("gamma", self.gamma))
 
     @property
-    def queries(self) -> int:
+    def width(self) -> int:
         """Points asked at once: samples of an estimate, or one point and others that are not looked at."""
         return min(self.chunk, self.budget)
 
     @property
     def asks(self) -> int:
         """As many as the budget or the iterations allow."""
-        estimates = int(np.ceil(self._schedule / self.queries).sum())
+        estimates = int(np.ceil(self._schedule / self.width).sum())
         given = 0 if self.starts is None else self.starts.shape[0]
         searches = given + TRIES + BLENDINGS + BISECTIONS + self.iterations * (HALVINGS + BISECTIONS)
         return min(self.budget, searches + estimates)
@@ -135,7 +135,7 @@ class HopSkipJump(Decision):
         """The samples that are left of the estimate and the budget, or one point."""
         hop = state.memory
         left = jnp.where(hop.phase == ESTIMATE, self._wanted(hop) - hop.drawn, 1)
-        return jnp.arange(self.queries, dtype=jnp.int32) < jnp.minimum(left, self.budget - hop.spent)
+        return jnp.arange(self.width, dtype=jnp.int32) < jnp.minimum(left, self.budget - hop.spent)
 
     def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
         """Books a single point if it is the closest within the radius, and moves on."""
@@ -210,7 +210,7 @@ class HopSkipJump(Decision):
                 return unit(jax.random.uniform(drawn, x.shape, x.dtype, -1, 1))
             return unit(jax.random.normal(drawn, x.shape, x.dtype))
 
-        return jax.vmap(draw)(hop.drawn + jnp.arange(self.queries, dtype=jnp.int32))
+        return jax.vmap(draw)(hop.drawn + jnp.arange(self.width, dtype=jnp.int32))
 
     def _wanted(self, hop: Hop) -> Int[Array, ""]:
         """How many samples this iteration's estimate has."""

@@ -80,7 +80,7 @@ class OnePixel(QueryAttack):
         object.__setattr__(self, "weight", _checks.number("weight", self.weight))
 
     @property
-    def queries(self) -> int:
+    def width(self) -> int:
         """Individuals asked at once."""
         return self.chunk
 
@@ -120,7 +120,7 @@ class OnePixel(QueryAttack):
         next_genes = jax.lax.dynamic_update_slice_in_dim(memory.next_genes, genes, members[0], 0)
         next_fitness = jax.lax.dynamic_update_slice_in_dim(memory.next_fitness, fitness, members[0], 0)
         complete = (state.asked + 1) % self._chunks == 0
-        booked = self._book(state, thetas, loss, logits, jnp.ones(self.queries, bool))
+        booked = self._book(state, thetas, loss, logits, jnp.ones(self.width, bool))
         after = Population(
             key=memory.key,
             genes=jnp.where(complete, next_genes, memory.genes),
@@ -175,7 +175,7 @@ class OnePixel(QueryAttack):
         return image - x
 
     def _forwards(self, state: SearchState) -> Int[Array, ""]:
-        return self.queries * state.asked
+        return self.width * state.asked
 
     @property
     def _method(self) -> str:

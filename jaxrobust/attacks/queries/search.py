@@ -35,14 +35,14 @@ class Enumeration(QueryAttack):
         """The parameters of one of them; the place may lie beyond the last."""
 
     @property
-    def queries(self) -> int:
+    def width(self) -> int:
         """Points asked at once."""
         return min(self.chunk, self._count)
 
     @property
     def asks(self) -> int:
         """As many chunks as hold all points."""
-        return math.ceil(self._count / self.queries)
+        return math.ceil(self._count / self.width)
 
     def meant(self, state: SearchState) -> Bool[Array, " queries"]:
         """Those of the last chunk that are not beyond the last point."""
@@ -65,13 +65,13 @@ class Enumeration(QueryAttack):
         return self._book(state, self._thetas(state), loss, logits, meant)
 
     def _places(self, state: SearchState) -> Int[Array, " queries"]:
-        return state.asked * self.queries + jnp.arange(self.queries, dtype=jnp.int32)
+        return state.asked * self.width + jnp.arange(self.width, dtype=jnp.int32)
 
     def _thetas(self, state: SearchState) -> Any:
         return jax.vmap(self._point, (None, 0))(state, self._places(state))
 
     def _forwards(self, state: SearchState) -> Int[Array, ""]:
-        return jnp.minimum(state.asked * self.queries, self._count)
+        return jnp.minimum(state.asked * self.width, self._count)
 
     @property
     def _run(self) -> str:
