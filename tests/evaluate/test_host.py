@@ -163,7 +163,6 @@ def test_masked_gradients_are_seen_on_the_host_too():
     model = HostModel(network, tiny.CLASSES, pullback)
     found = evaluate.masking(model, (images, labels), sets.Linf(0.1), **options)
     assert not {"loss", "gradients", "one step"} & set(found.flags)
-    assert found.radii_accuracy[-1] == 0
     away = HostModel(network, tiny.CLASSES, lambda images, cotangents: -pullback(images, cotangents))
     assert "loss" in evaluate.masking(away, (images, labels), sets.Linf(0.1), **options).flags
 
