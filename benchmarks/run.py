@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -33,7 +35,7 @@ from benchmarks import (
     set_costs,
     wasserstein,
 )
-from benchmarks.harness import REGISTRY, ROOT, Settings, missing
+from benchmarks.harness import NEEDS, REGISTRY, ROOT, Settings, missing
 from benchmarks.tables import table
 from jaxrobust import _checks
 from jaxrobust._store import versions
@@ -122,7 +124,7 @@ def _environment(settings: Settings) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": _device(),
         "platform": jax.default_backend(),
-        "versions": versions(),
+        "versions": versions() | _peers(),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
         "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
@@ -131,6 +133,15 @@ def _environment(settings: Settings) -> dict[str, Any]:
         "seconds": {},
         "errors": {},
         "figures": [],
+    }
+
+
+def _peers() -> dict[str, str]:
+    """The versions of the packages that some benchmarks need besides, where they are installed."""
+    return {
+        name: importlib.metadata.version(name)
+        for name in sorted({name for needs in NEEDS.values() for name in needs})
+        if importlib.util.find_spec(name) is not None
     }
 
 

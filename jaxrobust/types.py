@@ -211,7 +211,7 @@ class Classifier:
         return from_linen(module, variables, **kwargs)
 
     @staticmethod
-    def from_equinox(module: Any, state: Any = None, *, channels_first: bool = True) -> Classifier:
+    def from_equinox(module: Any, *, state: Any = None, channels_first: bool = True) -> Classifier:
         """A classifier from an Equinox module of one image, in inference mode.
 
         Args:
@@ -224,10 +224,10 @@ class Classifier:
         """
         from jaxrobust.models.adapters import from_equinox
 
-        return from_equinox(module, state, channels_first=channels_first)
+        return from_equinox(module, state=state, channels_first=channels_first)
 
     @staticmethod
-    def from_haiku(transformed: Any, params: Any, state: Any = None, **kwargs: Any) -> Classifier:
+    def from_haiku(transformed: Any, params: Any, *, state: Any = None, **kwargs: Any) -> Classifier:
         """A classifier from a transformed Haiku function of images (N, H, W, C).
 
         Args:
@@ -241,7 +241,7 @@ class Classifier:
         """
         from jaxrobust.models.adapters import from_haiku
 
-        return from_haiku(transformed, params, state, **kwargs)
+        return from_haiku(transformed, params, state=state, **kwargs)
 
 
 def _as_precise(logits: Any, images: Any) -> Any:

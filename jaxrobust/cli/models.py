@@ -117,9 +117,9 @@ def of(made: Any, text: str = "") -> Any:
         module, variables, *options = made
         return Classifier.from_linen(module, variables, **(options[0] if options else {}))
     homes = {kind.__module__.partition(".")[0] for kind in type(made).__mro__}
-    if "torch" in homes and hasattr(evaluate, "TorchModel"):
+    if "torch" in homes:
         return evaluate.TorchModel(made.eval())
-    if "equinox" in homes and hasattr(Classifier, "from_equinox"):
+    if "equinox" in homes:
         return Classifier.from_equinox(made)
     if inspect.isfunction(made) or isinstance(made, functools.partial):
         return Classifier.from_function(made)

@@ -86,7 +86,7 @@ def from_linen(module: Any, variables: Any, **kwargs: Any) -> Classifier:
     return Classifier(_LinenForward(module, options), variables, maps)
 
 
-def from_equinox(module: Any, state: Any = None, *, channels_first: bool = True) -> Classifier:
+def from_equinox(module: Any, *, state: Any = None, channels_first: bool = True) -> Classifier:
     """A classifier from an Equinox module of one image, in inference mode.
 
     Arrays of the module and of its state are the parameters, the rest is structure; the state is read, never kept.
@@ -122,7 +122,7 @@ def from_equinox(module: Any, state: Any = None, *, channels_first: bool = True)
     return Classifier(_EquinoxForward(tuple(leaves), structure, channels_first), params)
 
 
-def from_haiku(transformed: Any, params: Any, state: Any = None, **kwargs: Any) -> Classifier:
+def from_haiku(transformed: Any, params: Any, *, state: Any = None, **kwargs: Any) -> Classifier:
     """A classifier from a transformed Haiku function of images (N, H, W, C).
 
     Args:

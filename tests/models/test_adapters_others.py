@@ -52,13 +52,14 @@ def stateful(seed):
 
 def test_an_equinox_network_with_state_is_in_inference_mode():
     network, state = stateful(0)
-    model = Classifier.from_equinox(network, state)
+    model = Classifier.from_equinox(network, state=state)
     still = equinox.nn.inference_mode(network)
     alone = [still(jnp.asarray(image.transpose(2, 0, 1)), state)[0] for image in IMAGES[:2]]
     logits = jax.jit(model)(IMAGES)
     np.testing.assert_allclose(logits[:2], alone, rtol=1e-4, atol=1e-6)
     # its numbers are parameters, and one program serves all
-    other = Classifier.from_equinox(*stateful(1))
+    network, state = stateful(1)
+    other = Classifier.from_equinox(network, state=state)
     assert hash(other.apply) == hash(model.apply)
     assert other.apply == model.apply
     assert not np.allclose(jax.jit(other)(IMAGES), logits)
@@ -98,7 +99,7 @@ def test_a_transformed_function_is_called_as_it_wants(stateful, takes_key):
         (True, True): with_state,
     }[stateful, takes_key]
     params, state = jnp.arange(3.0), jnp.ones(3) if stateful else None
-    model = Classifier.from_haiku(Transformed(None, apply), params, state, is_training=False)
+    model = Classifier.from_haiku(Transformed(None, apply), params, state=state, is_training=False)
     np.testing.assert_allclose(model(IMAGES), IMAGES.reshape(5, -1)[:, :3] * np.arange(3) + stateful)
 
 
@@ -111,7 +112,7 @@ def test_haiku_itself():
 
     transformed = haiku.transform_with_state(network)
     params, state = transformed.init(jax.random.key(0), IMAGES, True)
-    model = Classifier.from_haiku(transformed, params, state, is_training=False)
+    model = Classifier.from_haiku(transformed, params, state=state, is_training=False)
     np.testing.assert_allclose(model(IMAGES), transformed.apply(params, state, None, IMAGES, False)[0], rtol=1e-5)
     noisy = haiku.transform(lambda images: haiku.dropout(haiku.next_rng_key(), 0.5, images.reshape(5, -1)))
     with pytest.raises(ValueError, match="PRNGKey"):

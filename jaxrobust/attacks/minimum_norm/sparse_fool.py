@@ -106,10 +106,11 @@ class SparseFool(MinimumNorm):
         return self._start(x, goal, logits, still, memory)
 
     def cotangents(self, state: SearchState, logits: Float[Array, "queries classes"]) -> Array:
-        """The logit differences z_k − z_y of the candidates, or of the class across the boundary."""
+        """The logit differences z_k − z_y of the candidates, or first, then zeros, of the class across the boundary."""
         memory = state.memory
-        classes = jnp.where(memory.phase == NORMAL, memory.other, memory.classes)
-        return differences(classes, state.goal.label, logits)
+        normal = memory.phase == NORMAL
+        found = differences(jnp.where(normal, memory.other, memory.classes), state.goal.label, logits)
+        return jnp.where(normal & (jnp.arange(found.shape[1]) > 0)[None, :, None], 0, found)
 
     def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
         """Moves on by what was asked; only sparse points are booked."""
