@@ -258,14 +258,20 @@ def _function(value: Any, run_id: str | None) -> Node:
 
 
 def _imported(level: int, name: str, function: Any, names: _Names) -> Any:
-    """What an import inside a function gives, of the user's modules by what the code names."""
+    """What an import inside a function gives: an installed package by name and version, loaded or not, and of the
+    user's modules what the code names.
+    """
     package = function.__globals__.get("__package__")
     try:
         full = importlib.util.resolve_name("." * level + name, package) if level else name
         top = full.partition(".")[0]
-        spec = None if top in sys.modules else importlib.util.find_spec(top)
-        if spec is not None and _installed(spec.origin):  # which may be dear to load, and counts by its name
-            return full
+        loaded = sys.modules.get(top)
+        spec = importlib.util.find_spec(top) if loaded is None else getattr(loaded, "__spec__", None)
+        if _installed(getattr(spec, "origin", None)):
+            try:
+                return full, importlib.metadata.version(top)
+            except importlib.metadata.PackageNotFoundError:  # Python's own, or of another name
+                return full, platform.python_version()
         module = importlib.import_module(full)
     except (ImportError, ValueError):  # as it would be in the function, which may know what to do then
         return NotImplemented

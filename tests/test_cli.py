@@ -181,8 +181,11 @@ def test_an_interrupted_run_goes_on(finished, data, tmp_path, monkeypatch, capsy
         return drive(*arguments, **options)
 
     monkeypatch.setattr(room, "drive", stopping)
+    # a shell starts what runs in the background so that Ctrl-C is ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     out = tmp_path / "run"
     assert evaluated(data, out) == 130
+    signal.signal(signal.SIGINT, before)
     assert "the same command goes on" in capsys.readouterr().err
     assert [path.name for path in (out / "progress").iterdir()] == ["pgd-linf.npz"]
     assert not (out / "results.json").exists()
