@@ -179,8 +179,8 @@ def slip(text: str) -> None:
     warnings.warn(text, UserWarning, stacklevel=1)
 
 
-def pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels as NumPy arrays, from a pair of them or a data set."""
+def pair(data: Any, *, criteria: bool = False) -> tuple[np.ndarray, Any]:
+    """Images and labels as NumPy arrays, from a pair of them or a data set; or a criterion, where one is taken."""
     wanted = "data must be a pair of images and labels"
     if isinstance(data, Mapping):
         names = ", ".join(f"data[{name!r}]" for name in itertools.islice(data, 2))
@@ -197,10 +197,12 @@ def pair(data: Any) -> tuple[np.ndarray, np.ndarray]:
     if len(parts) != 2:
         raise TypeError(f"{wanted}; got {told(data)}")
     images, labels = parts
+    if criteria and isinstance(labels, Criterion):
+        return widened(as_array("images", images)), labels
     if isinstance(labels, Criterion) or (isinstance(labels, type) and issubclass(labels, Criterion)):
         raise TypeError(
             f"labels must be an array of integers, the true classes; got {told(labels)} (of the criteria, "
-            "evaluate.run_lanes and attacks.run take instances, in the place of labels)"
+            "evaluate.robustness and attacks.run take instances, in the place of labels)"
         )
     return widened(as_array("images", images)), as_array("labels", labels)
 

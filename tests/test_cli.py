@@ -376,3 +376,17 @@ def test_the_cache_keeps_to_jax_own_settings(tmp_path, monkeypatch):
         assert jax.config.jax_persistent_cache_min_compile_time_secs == before[1]
     finally:
         jax.config.update("jax_compilation_cache_dir", before[0])
+
+
+def test_given_targets(data, tmp_path, capsys):
+    fgsm = ("--attack", "fgsm:linf:0.05")
+    assert evaluated(data, tmp_path / "a", "--targets", "next", attacks=fgsm) == 0
+    assert "against given targets" in capsys.readouterr().out
+    (model,) = results(tmp_path / "a")["models"]
+    assert model["notes"]["criterion"] == "given targets"
+    labels = np.load(data)["labels"]
+    np.save(tmp_path / "t.npy", (labels + 1) % (labels.max() + 1))
+    assert evaluated(data, tmp_path / "a", "--targets", tmp_path / "t.npy", attacks=fgsm) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert evaluated(data, tmp_path / "b", "--targets", "least", attacks=fgsm) == 2
+    assert "--targets must be next or a .npy file" in capsys.readouterr().err

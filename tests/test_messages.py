@@ -289,10 +289,15 @@ MESSAGES = {
     "one-hot integers": (lambda: run(labels=ONE_HOT.astype(int)), ValueError, ["(8,)", "(8, 3)", "labels.argmax(-1)"]),
     "a column of labels": (lambda: run(labels=Y[:, None]), ValueError, ["got (8, 1)", "labels[:, 0]"]),
     "labels that are floats": (lambda: run(labels=Y / 1), TypeError, ["got float64[8]", "labels.astype(np.int32)"]),
-    "a criterion for labels": (
+    "a criterion without labels": (
         lambda: robustness((X, jr.Targeted((Y + 1) % 3))),
+        ValueError,
+        ["a criterion must have the true labels", "got Targeted without"],
+    ),
+    "a criterion for labels": (
+        lambda: jr.evaluate.masking(MODEL, (X, jr.Targeted((Y + 1) % 3)), jr.sets.Linf(0.1), key=KEY),
         TypeError,
-        ["labels must be an array of integers", "got Targeted", "evaluate.run_lanes"],
+        ["labels must be an array of integers", "got Targeted", "evaluate.robustness"],
     ),
     "a criterion's class": (
         lambda: robustness((X, jr.Misclassified)),

@@ -23,6 +23,7 @@ from jaxrobust._repr import written
 from jaxrobust.cli import models, specs
 from jaxrobust.evaluate import Evaluation, Proportion, _saved
 from jaxrobust.evaluate.export import write_csv
+from jaxrobust.types import Targeted
 
 __all__ = ["interrupted", "remember_programs", "run"]
 
@@ -53,8 +54,11 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
     examples = specs.data_set(options.data, data_dir=options.data_dir, size=options.size)
     images, labels = examples
     model = models.load(options.model)
+    goal: Any = labels
+    if options.targets is not None:
+        goal = Targeted(_targets(options.targets, labels, examples.classes), labels)
     name = options.name or options.model.rpartition(":")[2]
-    config = _config(options, model, images, labels, groups)
+    config = _config(options, model, images, goal, groups)
     if options.overwrite:
         _clear(out)
     elif _is_finished(out, config):
@@ -64,7 +68,7 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
     job = functools.partial(
         _evaluated,
         model,
-        (images, labels),
+        (images, goal),
         key=jax.random.key(options.seed),
         name=name,
         lanes=options.lanes,
@@ -202,14 +206,14 @@ def _table(curves: list[dict[str, Any]], name: str) -> str:
     return "\n".join(lines)
 
 
-def _config(options: argparse.Namespace, model: Any, images: Any, labels: Any, groups: Any) -> dict[str, Any]:
+def _config(options: argparse.Namespace, model: Any, images: Any, goal: Any, groups: Any) -> dict[str, Any]:
     """What tells the run from others: names for people, digests for what names do not tell."""
     return {
         "model": options.model,
         **_saved.of_model(model, options.run_id),
         "data": options.data,
         "images": _store.identity(images),
-        "labels": _store.identity(labels),
+        "labels": _store.identity(goal),
         "attacks": {
             name: _store.identity((attack, group.suite), what=name, run_id=options.run_id)
             for group in groups
@@ -219,6 +223,21 @@ def _config(options: argparse.Namespace, model: Any, images: Any, labels: Any, g
         "seed": options.seed,
         "masking": options.masking,
     }
+
+
+def _targets(text: str, labels: np.ndarray, classes: int) -> np.ndarray:
+    """A class for every image to be taken for: the one after its own, or what a file says."""
+    if text == "next":
+        return (np.asarray(labels) + 1) % classes
+    path = pathlib.Path(text)
+    if path.suffix != ".npy" or not path.is_file():
+        raise ValueError(f"--targets must be next or a .npy file of classes; got {text!r}")
+    targets = np.load(path)
+    if targets.shape != np.shape(labels) or not np.issubdtype(targets.dtype, np.integer):
+        raise ValueError(
+            f"--targets must hold {len(labels)} integers, one an image; got {targets.dtype} of shape {targets.shape}"
+        )
+    return targets
 
 
 def _is_finished(out: pathlib.Path, config: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from jaxrobust.attacks import Attack, Best
 from jaxrobust.attacks.core import engine
 from jaxrobust.evaluate import _hosts
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.types import Classifier, Criterion, Key
+from jaxrobust.types import Classifier, Criterion, Key, Misclassified
 
 # of all that is computed, over what is asked for: how much of it may be padding
 PADDING = 1.25
@@ -123,6 +123,13 @@ def _best(books: Books) -> Best:
 def met(goal: Criterion, logits: Any) -> Any:
     """Which of N examples meet their criterion, from logits (N, K)."""
     return jax.vmap(lambda goal, logits: goal.met(logits))(goal, logits)
+
+
+def meets(goal: Criterion, logits: np.ndarray) -> np.ndarray:
+    """`met` on the host; of misclassification, which nearly all ask for, without a program."""
+    if type(goal) is Misclassified:
+        return (logits.argmax(-1) != goal.label) & np.isfinite(logits).all(-1)
+    return np.asarray(met(goal, logits))
 
 
 def replicated(devices: Sequence[Any] | None) -> NamedSharding:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxrobust._statistics import sign_test
@@ -54,8 +55,13 @@ def mcnemar(first: Evaluation, second: Evaluation, *, attack: str | None = None)
     Reference:
         McNemar, 1947, Psychometrika 12(2).
     """
-    if not (np.array_equal(first.labels, second.labels) and np.array_equal(first.images, second.images)):
-        raise ValueError(f"first and second must be of the same examples; got {first.name!r} and {second.name!r}")
+    same = np.array_equal(first.labels, second.labels) and np.array_equal(first.images, second.images)
+    kinds: list[Any] = [jax.tree.structure(evaluation.goal) for evaluation in (first, second)]
+    same = same and kinds[0] == kinds[1]
+    if not (same and jax.tree.all(jax.tree.map(np.array_equal, first.goal, second.goal))):
+        raise ValueError(
+            f"first and second must be of the same examples and criterion; got {first.name!r} and {second.name!r}"
+        )
     one, other = (evaluation.robust(attack) for evaluation in (first, second))
     alone = int((one & ~other).sum()), int((other & ~one).sum())
     return McNemar(*alone, sign_test(*alone))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import operator
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from jaxrobust import _store
-from jaxrobust.evaluate._programs import forward
+from jaxrobust.evaluate._programs import forward, meets
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.report.run import OUTCOMES
-from jaxrobust.types import Classifier
+from jaxrobust.types import Classifier, Criterion
 
 if TYPE_CHECKING:
     from jaxrobust.evaluate.outcomes import Evaluation
@@ -81,13 +83,13 @@ def eight_bit(images: Any) -> np.ndarray:
     return np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
-def still_fooled(model: Classifier | HostModel, images: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
-    """Which adversarial images are misclassified still as a file of 8 bits a channel has them.
+def still_fooled(model: Classifier | HostModel, images: np.ndarray, goal: Criterion, size: int) -> np.ndarray:
+    """Which adversarial images meet the criterion still as a file of 8 bits a channel has them.
 
     Args:
         model: the model.
         images: (N, H, W, C) in [0, 1].
-        labels: (N,) true labels.
+        goal: the criterion, (N,) each.
         size: images a forward pass.
 
     Returns:
@@ -99,7 +101,7 @@ def still_fooled(model: Classifier | HostModel, images: np.ndarray, labels: np.n
         # as a reader of the file would have them, see `data`
         rounded = np.divide(eight_bit(images[piece]), images.dtype.type(255), dtype=images.dtype)
         logits = forward(model, rounded, np.arange(len(rounded)), size)  # padded to the shape of the clean pass
-        found[piece] = (logits.argmax(-1) != labels[piece]) & np.isfinite(logits).all(-1)
+        found[piece] = meets(jax.tree.map(operator.itemgetter(piece), goal), logits)
     return found
 
 
@@ -121,7 +123,8 @@ def save_images(
         still = outcome.fooled_8bit
         if model is not None:
             still = np.zeros(len(outcome.outcome), bool)
-            still[chosen] = still_fooled(model, outcome.images[chosen], evaluation.labels[chosen], 128)
+            goal = jax.tree.map(operator.itemgetter(chosen), evaluation.goal)
+            still[chosen] = still_fooled(model, outcome.images[chosen], goal, 128)
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in chosen:
             label, after = int(evaluation.labels[i]), None if outcome.prediction is None else int(outcome.prediction[i])

@@ -184,6 +184,7 @@ def masking(
         choice, but for that of black-box attacks, which is AutoAttack's.
     """
     _checks.count("steps", steps, low=2)
+    data = _checks.pair(data)
     known = isinstance(set, (Linf, L2, L1))
     if black_box is None:
         black_box = {"square": square(set, queries=queries)} if known else {}

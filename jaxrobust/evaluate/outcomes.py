@@ -11,10 +11,11 @@ import numpy as np
 
 from jaxrobust import _checks, _store
 from jaxrobust.attacks import Attack
+from jaxrobust.evaluate._programs import meets
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneCounts
 from jaxrobust.report.run import OUTCOMES
-from jaxrobust.types import Classifier, Code
+from jaxrobust.types import Classifier, Code, Confident, Criterion, Misclassified
 
 __all__ = [
     "CLEAN_ERROR",
@@ -184,6 +185,8 @@ class Evaluation:
         key: the key's data, integers.
         trained_on: the names of the attacks that training had seen; they do not count as unseen.
         notes: anything in JSON's terms, such as seconds of training.
+        goal: what counts as a success, its numbers (N,); by default misclassification. Accuracy is the share of
+            examples of which no point meets it.
     """
 
     name: str
@@ -194,6 +197,26 @@ class Evaluation:
     key: list[int]
     trained_on: tuple[str, ...] = ()
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    goal: Criterion = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.goal is None:
+            object.__setattr__(self, "goal", Misclassified(self.labels))
+
+    @property
+    def _aim(self) -> str | None:
+        """What counts as a success, in words; None of misclassification."""
+        goal: Any = self.goal
+        if type(goal) is Misclassified:
+            return None
+        confidence = ""
+        if isinstance(goal, Confident):
+            low, high = np.min(goal.probability), np.max(goal.probability)
+            confidence = f" with confidence {low:g}" + ("" if low == high else f" to {high:g}")
+            goal = goal.goal
+        if goal.targeted:
+            return f"given targets{confidence}"
+        return (f"top-{goal.k} errors" if goal.k > 1 else "errors") + confidence
 
     def __repr__(self) -> str:
         found = {"clean": self.clean, **{name: self.accuracy(name) for name in self.outcomes}}
@@ -216,7 +239,7 @@ class Evaluation:
 
     @property
     def clean(self) -> Proportion:
-        """Clean accuracy; NaN logits are errors."""
+        """Clean accuracy, or the share of clean images that do not meet another criterion; NaN logits are errors."""
         return Proportion.of(self._right())
 
     @property
@@ -247,7 +270,7 @@ class Evaluation:
         return self._right() if attack == "clean" and attack not in self.outcomes else self[attack].robust
 
     def _right(self) -> np.ndarray:
-        return (self.prediction == self.labels) & np.isfinite(self.logits).all(-1)
+        return ~meets(self.goal, self.logits) & np.isfinite(self.logits).all(-1)
 
     def with_notes(self, **notes: Any) -> Evaluation:
         """The same evaluation with more notes.
@@ -270,7 +293,7 @@ class Evaluation:
         return {
             "name": self.name,
             "trained_on": list(self.trained_on),
-            "notes": _store.describe(self.notes),
+            "notes": _store.describe(self.notes | ({} if self._aim is None else {"criterion": self._aim})),
             "clean": self.clean._asdict(),
             "attacks": {name: outcome.summary() for name, outcome in self.outcomes.items()},
             "union": self.union._asdict(),
@@ -375,7 +398,8 @@ class Evaluation:
         width = max(len(name) for name, *_ in rows)
         numbers = [[f"{100 * value:.1f}" for value in proportion] for _, proportion, _ in rows]
         wide, low, high = (max(map(len, column)) for column in zip(*numbers, strict=True))
-        lines = [f"{self.name}: accuracy in % [95 % interval] on {len(self.labels)} examples"]
+        against = "" if self._aim is None else f", against {self._aim},"
+        lines = [f"{self.name}: accuracy in %{against} [95 % interval] on {len(self.labels)} examples"]
         for (name, _, outcome), (accuracy, least, most) in zip(rows, numbers, strict=True):
             about = "" if outcome is None else f"   {outcome.attack}, {outcome.counts.seconds:.1f} s{outcome.caveats}"
             if outcome is not None and outcome.attack.minimum_norm and not outcome.inherits:

@@ -14,12 +14,12 @@ import numpy as np
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate import _saved
-from jaxrobust.evaluate._programs import fitting
+from jaxrobust.evaluate._programs import fitting, meets
 from jaxrobust.evaluate.export import still_fooled
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits, drive, replicated, run_lanes
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
-from jaxrobust.types import Classifier, Code, Key, Number
+from jaxrobust.types import Classifier, Code, Criterion, Key, Number
 
 __all__ = ["curve", "robustness"]
 
@@ -52,7 +52,10 @@ def robustness(
 
     Args:
         model: the classifier; or a `HostModel`, without a pullback for attacks that use no gradients.
-        data: a pair of images (N, H, W, C) in [0, 1] and integer labels (N,), such as `data.load` returns.
+        data: a pair of images (N, H, W, C) in [0, 1] and integer labels (N,), such as `data.load` returns; or, in the
+            place of labels, a criterion that has them, such as `Targeted(targets, labels)`, `TopK(labels, 5)` or
+            `Confident(Misclassified(labels), 0.9)`. An example then is robust if no point, the clean image among them,
+            meets it, and a clean error if the clean image does.
         attacks: one attack, several, or a dictionary from names to attacks.
         key: makes all randomness. An example's result depends on the key, the attack's name and its place in the
             data, and on nothing else: not on the lanes, the devices, the other attacks or an interruption.
@@ -86,7 +89,8 @@ def robustness(
         >>> x, y = jr.data.load("digits")  # doctest: +SKIP
         >>> report = robustness(model, (x, y), jr.attacks.pgd(jr.sets.Linf(0.1)), key=key)  # doctest: +SKIP
     """
-    images, labels = _checks.pair(data)
+    images, goal = _goal(data)
+    labels = goal.label
     named = _named(attacks)
     if isinstance(trained_on, str):
         raise TypeError(f"trained_on must be a sequence of names; got the string {trained_on!r}")
@@ -96,14 +100,14 @@ def robustness(
     # before the model is first asked, since some functions count their calls
     known = None if save_dir is None else _saved.of_model(model, run_id)
     for i, attack in enumerate(named.values()):
-        check(attack, model, images, labels, key=key, ask=i == 0)
+        check(attack, model, images, goal, key=key, ask=i == 0)
     given = model
     # placed here once, so that all forward passes share one program
     model = jax.device_put(model, everywhere)
     logits = clean_logits(model, images, batch_size=lanes)
     if known is not None and run_id is None:
         _check_unchanged(known, _saved.of_model(given, None))
-    fate, points, prediction = _clean_fate(logits, labels), images, logits.argmax(-1)
+    fate, points, prediction = _clean_fate(logits, goal), images, logits.argmax(-1)
     rounded, outcomes = np.zeros(len(images), bool), {}
     for attack_name, attack in named.items():
         rows = np.flatnonzero(fate == ROBUST) if only_survivors else np.arange(len(images))
@@ -114,7 +118,7 @@ def robustness(
                 attack,
                 model,
                 images[among],
-                labels[rows],
+                _of(goal, rows),
                 key=jax.random.fold_in(key, binascii.crc32(attack_name.encode())),
                 indices=rows,
                 logits=logits[rows],
@@ -131,7 +135,7 @@ def robustness(
         if not isinstance(model, HostModel) or getattr(model, "differentiable", False):
             still = rounded.copy()
             fooled = rows[outcome.outcome[rows] == FOOLED]
-            still[fooled] = still_fooled(model, outcome.images[fooled], labels[fooled], fitting(len(images), lanes))
+            still[fooled] = still_fooled(model, outcome.images[fooled], _of(goal, fooled), fitting(len(images), lanes))
             outcome = dataclasses.replace(outcome, fooled_8bit=still)
         outcomes[attack_name] = outcome
         if only_survivors:
@@ -146,6 +150,7 @@ def robustness(
         key=np.asarray(jax.random.key_data(key)).tolist(),
         trained_on=tuple(trained_on),
         notes=dict(notes or {}),
+        goal=goal,
     )
 
 
@@ -159,8 +164,24 @@ def _check_unchanged(before: dict[str, str], after: dict[str, str]) -> None:
             )
 
 
-def _clean_fate(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    fate = np.where(logits.argmax(-1) == labels, ROBUST, CLEAN_ERROR)
+def _goal(data: Any) -> tuple[np.ndarray, Criterion]:
+    """Images and a criterion in NumPy arrays, one entry an image."""
+    images, labels = _checks.pair(data, criteria=True)
+    _checks.image_shape(images)
+    goal = _checks.criterion(labels, images)
+    if goal.label is None:
+        raise ValueError(
+            f"a criterion must have the true labels, which are reported; got {type(goal).__name__} without"
+        )
+    return images, jax.tree.map(np.asarray, goal)
+
+
+def _of(goal: Criterion, rows: np.ndarray) -> Criterion:
+    return jax.tree.map(lambda leaf: leaf[rows], goal)
+
+
+def _clean_fate(logits: np.ndarray, goal: Criterion) -> np.ndarray:
+    fate = np.where(meets(goal, logits), CLEAN_ERROR, ROBUST)
     return np.where(np.isfinite(logits).all(-1), fate, NON_FINITE).astype(np.int8)
 
 
@@ -251,7 +272,7 @@ def curve(
 
     Args:
         model: the classifier, or a `HostModel`.
-        data: images (N, H, W, C) in [0, 1] and labels (N,).
+        data: images (N, H, W, C) in [0, 1] and labels (N,), or a criterion, as in `robustness`.
         attack: the attack, of any radius.
         radii: the radii, each ≥ 0.
         key: makes all randomness, the same for every radius.
@@ -265,21 +286,21 @@ def curve(
     Raises:
         ValueError: a radius that is negative or not finite; see `robustness`.
     """
-    images, labels = _checks.pair(data)
+    images, goal = _goal(data)
     _checks.count("lanes", lanes)
     everywhere = replicated(devices)
     radii = [float(_checks.number("radii", radius)) for radius in radii]
     if not radii:
         raise ValueError("radii must hold at least one radius; got none")
     ladder = [attack.with_radius(radius) for radius in radii]
-    check(ladder[0], model, images, labels, key=key)
+    check(ladder[0], model, images, goal, key=key)
     model = jax.device_put(model, everywhere)
     logits = clean_logits(model, images, batch_size=lanes)
-    fate = _clean_fate(logits, labels)
+    fate = _clean_fate(logits, goal)
     accuracies = []
     for radius, rung in zip(radii, ladder, strict=True):
         label = f"{progress} r={radius:.3g}" if isinstance(progress, str) else progress
         options: dict[str, Any] = {"lanes": lanes, "devices": devices, "progress": label}
-        found = run_lanes(rung, model, images, labels, key=key, logits=logits, **options).result
+        found = run_lanes(rung, model, images, goal, key=key, logits=logits, **options).result
         accuracies.append(float((_fate(fate, found.success, found.code) == ROBUST).mean()))
     return np.array(accuracies)

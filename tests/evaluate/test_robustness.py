@@ -1,5 +1,6 @@
 """Robust accuracy: what becomes of each example, in the worst case, and against radius."""
 
+import binascii
 import dataclasses
 import gc
 import inspect
@@ -11,20 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust import attacks, sets
+from jaxrobust import _checks, attacks, sets
 from jaxrobust.evaluate import (
     AttackOutcome,
     Evaluation,
     LaneCounts,
     Proportion,
     curve,
+    mcnemar,
     robustness,
     run_lanes,
     unseen_mean,
 )
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST
 from jaxrobust.evaluate.robustness import _named
-from jaxrobust.types import Classifier, Code, pytree
+from jaxrobust.types import Classifier, Code, Confident, Misclassified, Targeted, TopK, pytree
 from tests.evaluate.models import ONE_DEVICE, Counting, NanWhere, classifier, examples
 from tests.tiny import SHAPE, linear
 
@@ -536,3 +538,38 @@ def test_memory_is_the_data_and_one_array_of_images_an_attack():
     assert found.images is images
     assert kept < 2.1 * images.nbytes
     assert peak < 2.3 * images.nbytes
+
+
+KEY = jax.random.key(3)
+GOALS = {
+    "given targets": lambda y: Targeted((y + 1) % 4, y),
+    "top-2 errors": lambda y: TopK(y, 2),
+    "errors with confidence 0.6": lambda y: Confident(Misclassified(y), 0.6),
+}
+
+
+@pytest.mark.parametrize("told", GOALS)
+def test_a_criterion_stands_in_the_place_of_labels(told, tmp_path):
+    model = classifier()
+    images, labels = examples(12, wrong=3)
+    goal = GOALS[told](labels)
+    found = robustness(model, (images, goal), attacks.pgd(sets.Linf(0.1), steps=3), key=KEY, **OPTIONS)
+    (name,) = found
+    key = jax.random.fold_in(KEY, binascii.crc32(name.encode()))
+    at_once = attacks.run(found[name].attack, model, images, goal, key=key, early_stop=True)
+    met = np.asarray(jax.vmap(lambda goal, z: goal.met(z))(_checks.criterion(goal, images), model(images)))
+    np.testing.assert_array_equal(found.robust("clean"), ~met)
+    np.testing.assert_array_equal(found[name].outcome, np.select([met, at_once.success], [CLEAN_ERROR, FOOLED], ROBUST))
+    np.testing.assert_array_equal(found.labels, labels)
+    assert told in str(found)
+    assert found.to_dict()["notes"] == {"criterion": told}
+    assert curve(model, (images, goal), found[name].attack, [0.0], key=KEY) == [found.clean.accuracy]
+    plain = robustness(model, (images, labels), found[name].attack, key=KEY, **OPTIONS)
+    with pytest.raises(ValueError, match="the same examples and criterion"):
+        mcnemar(found, plain)
+
+
+def test_a_criterion_without_labels_is_refused():
+    images, labels = examples(4)
+    with pytest.raises(ValueError, match=r"true labels.*got Targeted without"):
+        robustness(classifier(), (images, Targeted(labels)), attacks.fgsm(sets.Linf(0.1)), key=KEY)
