@@ -32,8 +32,8 @@ def autoattack(settings: Settings) -> Iterator[Figure]:
                 model, data, norm=norm, radius=radius, key=jax.random.key(number), progress=settings.progress
             )
             title = f"{name}, {norm} {radius}, key {number}"
-            for attack, outcome in found.evaluation.outcomes.items():
+            for attack, outcome in found.outcomes.items():
                 yield Figure(f"{title}: accuracy after {attack}", 100 * outcome.robust.mean(), "%")
-            yield Figure(f"{title}: accuracy", 100 * found.accuracy, "%", official + 0.2)
-            seconds = sum(outcome.counts.seconds for outcome in found.evaluation.outcomes.values())
+            yield Figure(f"{title}: accuracy", 100 * found.union.accuracy, "%", official + 0.2)
+            seconds = sum(outcome.counts.seconds for outcome in found.outcomes.values())
             yield Figure(f"{title}: wall time", seconds, "s")

@@ -49,7 +49,7 @@ def _timed(evaluate: Callable[[], float]) -> tuple[float, float, float]:
 
 def _here(network: Any, data: Any, settings: Settings) -> float:
     model, key = jr.evaluate.TorchModel(network), jax.random.key(settings.seed)
-    return jr.evaluate.autoattack(model, data, radius=RADIUS, key=key, progress=settings.progress).accuracy
+    return jr.evaluate.autoattack(model, data, radius=RADIUS, key=key, progress=settings.progress).union.accuracy
 
 
 def _official(network: Any, images: Any, labels: Any, seed: int) -> float:

@@ -41,7 +41,7 @@ def beside_torchattacks(settings: Settings) -> Iterator[Figure]:
         )
         ours = time.perf_counter() - began
         title = f"mnist_vanilla, {norm} {radius}"
-        yield Figure(f"{title}: accuracy here", 100 * found.accuracy, "%")
+        yield Figure(f"{title}: accuracy here", 100 * found.union.accuracy, "%")
         yield Figure(f"{title}: wall time here, compilation included", ours, "s")
         for as_shipped, name in ((True, "torchattacks as shipped"), (False, "torchattacks with 100 steps")):
             yield Figure(f"{title}: accuracy by {name}", 100 * left[as_shipped], "%")

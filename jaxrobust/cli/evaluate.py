@@ -126,15 +126,16 @@ def _evaluated(
     model: Any, examples: Any, groups: list[specs.Planned], *, save_dir: pathlib.Path, **options: Any
 ) -> Evaluation:
     """Each group by itself, put together: suites on what is left, all others on every example."""
-    parts = []
+    parts: list[Evaluation] = []
     for group in groups:
         if group.suite:
-            found: Any = evaluate.autoattack(model, examples, attacks=group.attacks, save_dir=save_dir, **options)
-            parts.append(getattr(found, "evaluation", found))
+            found = evaluate.autoattack(model, examples, attacks=group.attacks, save_dir=save_dir, **options)
+            parts.append(found)
         else:
             parts.append(evaluate.robustness(model, examples, group.attacks, save_dir=save_dir, **options))
     outcomes = {name: outcome for part in parts for name, outcome in part.outcomes.items()}
-    return dataclasses.replace(parts[0], outcomes=outcomes)
+    fields = {field.name: getattr(parts[0], field.name) for field in dataclasses.fields(Evaluation)}
+    return Evaluation(**{**fields, "outcomes": outcomes})
 
 
 # radius -> attack -> which examples withstand it there

@@ -26,28 +26,21 @@ GAIN = 0.002  # how much of the accuracy Square may take after white-box attacks
 LOOKED_AT = 128  # examples, the first ones, whose gradients are looked at
 
 
-@dataclasses.dataclass(frozen=True)
-class AutoAttack:
-    """What `autoattack` found. Printing it gives the breakdown by attack.
+@dataclasses.dataclass(frozen=True, repr=False)
+class AutoAttack(Evaluation):
+    """What `autoattack` found: an evaluation, whose `union` is the robust accuracy. Printing it gives the breakdown.
 
     Args:
-        evaluation: every example's fate; `evaluation.union` is the robust accuracy.
         warnings: why the figure may be too high, a sentence each.
     """
 
-    evaluation: Evaluation
-    warnings: tuple[str, ...]
-
-    @property
-    def accuracy(self) -> float:
-        """Robust accuracy in [0, 1]: the share of examples that no attack has fooled."""
-        return self.evaluation.union.accuracy
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        count = len(self.evaluation.labels)
-        lines, before, seconds = [f"initial accuracy: {100 * self.evaluation.clean.accuracy:.2f} %"], None, 0.0
-        before = round(self.evaluation.clean.accuracy * count)
-        for name, outcome in self.evaluation.outcomes.items():
+        count = len(self.labels)
+        lines, before, seconds = [f"initial accuracy: {100 * self.clean.accuracy:.2f} %"], None, 0.0
+        before = round(self.clean.accuracy * count)
+        for name, outcome in self.outcomes.items():
             left = int(outcome.robust.sum())
             seconds += outcome.counts.seconds
             lines.append(
@@ -55,7 +48,7 @@ class AutoAttack:
                 f"{outcome.counts.seconds:.1f} s, in all {seconds:.1f} s)"
             )
             before = left
-        lines.append(f"robust accuracy: {self.evaluation.union} %")
+        lines.append(f"robust accuracy: {self.union} %")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
 
@@ -89,9 +82,9 @@ def autoattack(
         **options: of `evaluate.robustness`, such as `lanes`, `save_dir` (a killed run goes on), `run_id`, `progress`.
 
     Returns:
-        The result. Its warnings, each also given as a `RuntimeWarning`: zero gradients of the DLR loss at images that
-        are classified right, and a Square attack that lowers the accuracy by more than 0.2 % after white-box attacks;
-        both are signs of gradients that are masked.
+        The evaluation. Its warnings, each also given as a `RuntimeWarning`: zero gradients of the DLR loss at images
+        that are classified right, and a Square attack that lowers the accuracy by more than 0.2 % after white-box
+        attacks; both are signs of gradients that are masked.
 
     Raises:
         TypeError: as `evaluate.robustness`.
@@ -114,7 +107,8 @@ def autoattack(
     found = tuple((_zero_gradients(model, evaluation) if white_box else []) + _square_gains(evaluation))
     for warning in found:
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
-    return AutoAttack(evaluation, found)
+    parts = {field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)}
+    return AutoAttack(**parts, warnings=found)
 
 
 def _zero_gradients(model: Classifier | HostModel, evaluation: Evaluation) -> list[str]:

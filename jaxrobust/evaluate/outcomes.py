@@ -252,9 +252,9 @@ class Evaluation:
         """The mean robust accuracy over the attacks that training had not seen; None if there is none."""
         return unseen_mean({name: self.accuracy(name).accuracy for name in self.outcomes}, self.trained_on)
 
-    def accuracy(self, attack: str) -> Proportion:
-        """Robust accuracy under one attack."""
-        return Proportion.of(self[attack].robust)
+    def accuracy(self, attack: str | None = None) -> Proportion:
+        """Robust accuracy under one attack; by default in the worst case, `union`."""
+        return self.union if attack is None else Proportion.of(self[attack].robust)
 
     def robust(self, attack: str | None = None) -> np.ndarray:
         """Which examples are classified right under an attack; "clean": without one; None: under every one of them.

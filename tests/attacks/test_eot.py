@@ -134,8 +134,8 @@ def test_autoattack_rand_breaks_a_noisy_model(problem):
     suite = autoattack_rand(sets.Linf(0.3), samples=6, steps=10)
     assert list(suite) == ["apgd-ce", "apgd-dlr"]
     found = evaluate.autoattack(model, data, attacks=suite, key=KEY, progress=False)
-    assert found.accuracy < 0.3
-    assert not (found.evaluation.outcomes["apgd-ce"].code == Code.DISAGREED).any()
+    assert found.union.accuracy < 0.3
+    assert not (found.outcomes["apgd-ce"].code == Code.DISAGREED).any()
 
 
 def test_runs_from_the_clean_image_differ_by_their_draws():

@@ -38,10 +38,10 @@ def test_it_is_never_above_its_parts(problem):
     found = evaluate.autoattack(model, data, attacks=short(), key=KEY, progress=False)
     alone = evaluate.robustness(model, data, short(), key=KEY, progress=False)
     lowest = min(alone.accuracy(name).accuracy for name in alone.outcomes)
-    assert found.accuracy <= lowest
-    left = [found.evaluation.accuracy(name).accuracy for name in found.evaluation.outcomes]
+    assert found.union.accuracy <= lowest
+    left = [found.accuracy(name).accuracy for name in found.outcomes]
     assert left == sorted(left, reverse=True)
-    assert left[-1] == found.accuracy
+    assert left[-1] == found.union.accuracy
     text = str(found)
     assert text.startswith("initial accuracy")
     assert "robust accuracy after fab-t" in text
@@ -68,7 +68,7 @@ def test_masked_gradients_are_said():
     zero, gain = found.warnings
     assert "gradient of the DLR loss is zero at 14 of 14" in zero
     assert "square lowers the robust accuracy" in gain
-    assert found.evaluation.accuracy("pgd").accuracy == 14 / 16
+    assert found.accuracy("pgd").accuracy == 14 / 16
 
 
 def test_an_error_whose_label_comes_third_is_no_sign_of_masked_gradients(recwarn):
@@ -103,8 +103,8 @@ def test_rand_runs_on_the_mean_of_a_random_classifier_and_stops_at_no_lucky_draw
     found = evaluate.autoattack(model, (images, labels), version="rand", radius=0.1, **options)
     assert asked == [("autoattack-rand-linf", 0.1)]
     # radius 0.1 fools some of them before the last step, and yet all steps are taken
-    assert not found.evaluation.outcomes["eot"].robust.all()
-    assert (found.evaluation.outcomes["eot"].backwards == 2 * 3).all()
+    assert not found.outcomes["eot"].robust.all()
+    assert (found.outcomes["eot"].backwards == 2 * 3).all()
     with pytest.raises(ValueError, match="model must be a RandomClassifier's mean"):
         evaluate.autoattack(base, (images, labels), version="rand", **options)
 

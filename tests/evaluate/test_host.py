@@ -153,7 +153,7 @@ def test_diagnostics_are_those_of_the_traced_model():
     flat = HostModel(network, tiny.CLASSES, lambda images, cotangents: np.zeros_like(images))
     with pytest.warns(RuntimeWarning, match="the gradient of the DLR loss is zero at 8 of 8 clean images"):
         found = evaluate.autoattack(flat, (images, labels), attacks={"adam": attack}, key=KEY, progress=False)
-    assert found.accuracy == found.evaluation.clean.accuracy
+    assert found.union.accuracy == found.clean.accuracy
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def test_a_network_as_robustbench_has_them():
         after = module(torch.from_numpy(outcome.images.transpose(0, 3, 1, 2))).argmax(1).numpy()
     np.testing.assert_array_equal(after == labels, outcome.robust)
     found = evaluate.autoattack(model, data, attacks={"pgd": pgd}, progress=False, **OPTIONS)
-    np.testing.assert_allclose(found.accuracy, outcome.robust.mean())
+    np.testing.assert_allclose(found.union.accuracy, outcome.robust.mean())
     moved = evaluate.transfer({"it": model}, {"it": model, "other": TorchModel(wide_resnet(1))}, data, pgd, **OPTIONS)
     assert moved.surrogate_rate("it") == moved.rate("it", "it")
     # gradients of the images alone, by whatever mode the caller is in, and nothing is left behind
