@@ -39,13 +39,13 @@ def written(value: Any, *, exact: bool = False) -> str:
         return bool(number.dtype.type(candidate) == number)
 
     plain = f"{float(number):g}"
-    if is_it(float(plain)):
+    if len(plain) < 8 and is_it(float(plain)):  # six digits that fit may be chance in single precision: 16/255
         return plain
     levels = round(float(number) * PIXEL) if np.isfinite(number) else 0
     # 1/3 is 85/255 too, but nobody means that
     if levels and abs(levels) < 1e6 and math.gcd(levels, PIXEL) < PIXEL / 3 and is_it(levels / PIXEL):
         return f"{levels}/{PIXEL}"
-    return str(float(number)) if exact else plain
+    return str(float(number)) if exact and not is_it(float(plain)) else plain
 
 
 def short(value: Any) -> str:
@@ -117,4 +117,7 @@ def _is_default(found: Any, field: dataclasses.Field[Any]) -> bool:
     plain = (bool, int, float, str, np.number, tuple)
     if not (isinstance(found, plain) and isinstance(default, plain)):
         return found is default
-    return bool(found == default)
+    try:
+        return bool(found == default)
+    except ValueError:  # of arrays within a tuple
+        return False

@@ -27,6 +27,8 @@ LONGEST = 200
         (0.0, "0"),
         (5, "5"),
         (128 / 255, "128/255"),
+        (np.float32(16 / 255), "16/255"),
+        (0.123456, "0.123456"),
         (np.inf, "inf"),
         (-8 / 255, "-8/255"),
     ],
@@ -48,6 +50,9 @@ def test_sets_and_attacks_print_as_they_are_made():
     assert repr(sets.Masked(ball, np.ones((6, 5, 1), bool))) == "Masked(Linf(8/255), mask=bool[6,5,1])"
     assert repr(Confident(Misclassified(3), 0.9)) == "Confident(Misclassified(3), probability=0.9)"
     assert repr(Targeted(jnp.arange(10))) == "Targeted(int32[10])"
+    two = attacks.worst_of(attacks.fgsm(sets.Linf(0.05)), attacks.fgsm(sets.L2(0.1))).with_radius(4.0)
+    assert "Linf(0.2)" in str(two)
+    assert "L2(0.4)" in str(two)
 
 
 @pytest.mark.parametrize("name", sets.REGISTRY)

@@ -140,6 +140,7 @@ def save_run(
         "count": len(first.labels),
         "shape": list(first.images.shape[1:]),
         "classes": int(first.logits.shape[-1]),
+        "images": _store.identity(first.images),
     }
     shown = _pictures(evaluations, models or {}, _choose(evaluations, pictures)) if pictures else None
     results = {

@@ -136,7 +136,7 @@ def from_haiku(transformed: Any, params: Any, *, state: Any = None, **kwargs: An
         The classifier.
 
     Raises:
-        TypeError: `transformed` has no function `apply`, or an argument has no hash.
+        TypeError: `transformed` has no function `apply`, or an argument has no hash, or a state is missing or too much.
 
     Example:
         >>> network = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([100, 10])(hk.Flatten()(x))))
@@ -148,7 +148,13 @@ def from_haiku(transformed: Any, params: Any, *, state: Any = None, **kwargs: An
         raise TypeError(f"transformed must be what haiku.transform returns; got {_kind(transformed)}")
     options = tuple(sorted(kwargs.items()))
     _check_hashable(kwargs=options)
-    takes_key = "rng" in inspect.signature(apply).parameters
+    takes = inspect.signature(apply).parameters
+    if ("state" in takes) != (state is not None):
+        raise TypeError(
+            "state must be given where the function was transformed with one, by haiku.transform_with_state, and only "
+            f"there; got {_kind(state)}"
+        )
+    takes_key = "rng" in takes
     return Classifier(_HaikuForward(apply, takes_key, state is not None, options), (params, state))
 
 

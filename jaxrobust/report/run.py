@@ -24,6 +24,7 @@ LEGEND = {
     "size": "of every example: how large the change of the point returned is, in the unit of the set's radius",
     "label": "of every example: the true class, from 0",
     "prediction": "of every example: the class that the model predicts for the clean image",
+    "images": "digest of the clean images",
     "examples": "lists with one entry an example, in the order of the data",
     "accuracy": "share of examples in [0, 1]: under an attack of those with outcome 0; of curves, a list, one a radius",
     "low": "lower end of the 95 % Wilson interval of an accuracy; of trajectories, of the losses' 10-90 % band",
@@ -153,7 +154,8 @@ class Run:
     def comparable(self) -> bool:
         """Whether all models met the same examples and the same attacks."""
         examples = [(m["examples"].get("label"), list(m["examples"].get("outcome", {}))) for m in self.models]
-        same_data = len({str(part.results["data"].get("name")) for part in self.parts}) < 2
+        names = ("name", "split", "images")
+        same_data = len({str([part.results["data"].get(name) for name in names]) for part in self.parts}) < 2
         return same_data and all(entry == examples[0] for entry in examples)
 
     def picture(self, what: str, model: int, *, attack: str | None = None) -> np.ndarray | None:

@@ -80,6 +80,7 @@ def test_the_json_says_what_was_found(saved, evaluations, data):
     found = results(saved[0])
     assert found["complete"] is True
     assert found["title"] == "A title"
+    assert len(found["data"].pop("images")) == 64
     assert found["data"] == {
         "name": "noise", "split": "test", "class_names": None, "count": 40, "shape": [6, 5, 2], "classes": 4
     }  # fmt: skip

@@ -101,6 +101,8 @@ def test_a_transformed_function_is_called_as_it_wants(stateful, takes_key):
     params, state = jnp.arange(3.0), jnp.ones(3) if stateful else None
     model = Classifier.from_haiku(Transformed(None, apply), params, state=state, is_training=False)
     np.testing.assert_allclose(model(IMAGES), IMAGES.reshape(5, -1)[:, :3] * np.arange(3) + stateful)
+    with pytest.raises(TypeError, match="state must be given where"):
+        Classifier.from_haiku(Transformed(None, apply), params, state=None if stateful else params, is_training=False)
 
 
 def test_haiku_itself():

@@ -72,6 +72,19 @@ def test_runs_of_other_attacks_and_data(alike, tmp_path):
     assert "examples" not in page.text
 
 
+def test_images_of_one_name_may_differ(tmp_path):
+    """As those of a corrupted copy do."""
+    runs = []
+    for images in ("clean", "corrupted"):
+        results = fake.results(models=(images,), count=5)
+        results["data"]["images"] = images
+        runs.append(report.load(folder(tmp_path / images, results, images=False)))
+    assert not merged(runs).comparable
+    for run in runs:
+        del run.results["data"]["images"]
+    assert merged(runs).comparable
+
+
 def test_what_is_no_set_of_runs_is_refused(alike, tmp_path):
     with pytest.raises(ValueError, match="different folders"):
         render_several([alike[0], alike[0]], output=tmp_path / "both.html")

@@ -293,7 +293,8 @@ class WorstOf(Attack):
         return followed(self.loss).loss(loss, goal)
 
     def __str__(self) -> str:
-        return f"worst of{', until success' if self.until_success else ''} [{'; '.join(map(str, self.attacks))}]"
+        members = self.attacks if _checks.is_traced(self) else self._members
+        return f"worst of{', until success' if self.until_success else ''} [{'; '.join(map(str, members))}]"
 
 
 def worst_of(*attacks: Attack, loss: Loss = "cross_entropy", until_success: bool = False) -> WorstOf:
