@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import pathlib
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,6 +203,64 @@ def test_an_interrupted_run_goes_on(finished, data, tmp_path, monkeypatch, capsy
         assert one == other
     assert evaluated(data, out, "--seed", 1, "--overwrite") == 0
     assert results(out)["config"]["seed"] == 1
+
+
+def folder(out):
+    return {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_refused_overwrite_leaves_the_finished_run(finished, data, capsys):
+    before = folder(finished)
+    assert evaluated(data, finished, "--overwrite", "--lanes", 0) == 2
+    assert evaluated(data, finished, "--overwrite", "--images") == 2
+    assert "1, 3 or 4 channels; got 2" in capsys.readouterr().err
+    assert folder(finished) == before
+
+
+def test_an_interrupted_overwrite_goes_on_and_leaves_the_finished_run(finished, data, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before, room = folder(out), sys.modules["jaxrobust.evaluate.robustness"]
+    drive, saved = room.drive, []
+
+    def stopping(*arguments, **options):
+        saved.append(options["save"].exists())
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        return drive(*arguments, **options)
+
+    monkeypatch.setattr(room, "drive", stopping)
+    (out / "progress").mkdir()
+    (out / "progress" / "pgd-linf.npz").write_bytes(b"another run's")
+    assert evaluated(data, out, "--seed", 1, "--overwrite") == 130
+    assert before.items() <= folder(out).items()
+    assert evaluated(data, out, "--seed", 1, "--overwrite") == 0
+    assert saved[:3] == [False, False, True]
+    assert results(out)["config"]["seed"] == 1
+    assert (out / "results.csv").read_bytes() != before[pathlib.Path("results.csv")]
+    assert not (out / "progress").exists()
+
+
+def test_two_runs_in_one_folder_do_not_mix(finished, data, tmp_path, monkeypatch, capsys):
+    out, fgsm = tmp_path / "run", ("--attack", "fgsm:linf:0.1")
+    robustness = evaluate.robustness
+
+    def overtaken(*arguments, **options):
+        found = robustness(*arguments, **options)
+        shutil.copytree(finished, out, dirs_exist_ok=True)
+        return found
+
+    monkeypatch.setattr(evaluate, "robustness", overtaken)
+    assert evaluated(data, out, attacks=fgsm) == 2
+    assert "holds a run with another attacks" in capsys.readouterr().err
+    assert folder(finished).items() <= folder(out).items()
+    assert [path.name for path in (out / "progress").iterdir()] == ["fgsm-linf.npz"]
+    monkeypatch.undo()
+    other = out / "progress" / "other.npz"
+    shutil.copy(out / "progress" / "fgsm-linf.npz", other)
+    (out / "results.json").unlink()
+    assert evaluated(data, out, attacks=fgsm) == 0
+    assert list((out / "progress").iterdir()) == [other]
 
 
 def test_a_suite_and_its_union_at_every_radius(data, tmp_path, monkeypatch, capsys):

@@ -74,7 +74,9 @@ def _evaluate(own: argparse.ArgumentParser) -> None:
     where.add_argument("--name", help="the model's name in tables; by default its function's")
     where.add_argument("--title", help="the page's title; by default name and data")
     where.add_argument("--images", action="store_true", help="write adversarial images as PNG files too")
-    where.add_argument("--overwrite", action="store_true", help="take away what the folder holds and begin anew")
+    where.add_argument(
+        "--overwrite", action="store_true", help="begin anew, and replace the folder's results once there are new ones"
+    )
     how = own.add_argument_group("how")
     how.add_argument("--seed", type=int, default=0, help="of all randomness (0)")
     how.add_argument("--lanes", type=int, default=128, help="examples in flight at once (128)")

@@ -21,9 +21,19 @@ from jaxrobust.types import Classifier, Criterion
 if TYPE_CHECKING:
     from jaxrobust.evaluate.outcomes import Evaluation
 
-__all__ = ["data_frame", "eight_bit", "example_rows", "rows", "save_images", "still_fooled", "write_csv"]
+__all__ = [
+    "PNG_CHANNELS",
+    "data_frame",
+    "eight_bit",
+    "example_rows",
+    "rows",
+    "save_images",
+    "still_fooled",
+    "write_csv",
+]
 
 Row = dict[str, Any]
+PNG_CHANNELS = (1, 3, 4)
 
 
 def rows(evaluation: Evaluation) -> Iterator[Row]:
@@ -113,7 +123,7 @@ def save_images(
     from jaxrobust.evaluate.outcomes import FOOLED
 
     channels = evaluation.images.shape[-1]
-    if channels not in (1, 3, 4):
+    if channels not in PNG_CHANNELS:
         raise ValueError(f"images must have 1, 3 or 4 channels to be PNG files; got {channels}")
     listed: list[Row] = []
     for name in names:
