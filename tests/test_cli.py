@@ -344,6 +344,26 @@ def test_bad_models(model, message, data, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def failing():
+    def function(images):
+        raise FAILURE
+
+    return evaluate.HostModel(function, classes=tiny.CLASSES)
+
+
+FAILURE = RuntimeError("mat1 and mat2\ncannot be multiplied")
+
+
+def test_a_model_that_fails_is_told_in_one_line(data, tmp_path, capsys):
+    line = ("evaluate", "--model", "tests.test_cli:failing", "--data", data, "--attack", "worst_of_k:linf:0.1")
+    line += ("--out", tmp_path / "run", "--no-cache")
+    assert main(*line) == 1
+    error = capsys.readouterr().err
+    assert error == "error: RuntimeError: mat1 and mat2 cannot be multiplied (--debug shows where)\n"
+    with pytest.raises(RuntimeError):
+        main(*line, "--debug")
+
+
 @pytest.mark.parametrize(
     ("named", "message"),
     [

@@ -53,7 +53,8 @@ examples
   jaxrobust evaluate --model mine:net --data 'cifar10:test[:1000]' --suite autoattack-linf:8/255 --out runs/mine
   jaxrobust evaluate --model net.py:net --data digits --attack pgd:linf:steps=40 --attack fmn:l2:3 --radius 0.1,0.2
 
-exit codes  0 done, 2 refused (one line on standard error), 130 interrupted; the same command goes on from there"""
+exit codes  0 done, 1 an error while it ran, mostly the model's, 2 refused (both are one line on standard error),
+            130 interrupted; the same command goes on from there"""
 
 
 def _evaluate(own: argparse.ArgumentParser) -> None:
@@ -138,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; by default those of the process.
 
     Returns:
-        0 when it is done, 2 when it was refused, which one line on standard error explains, 130 when Ctrl-C ended it.
+        0 when it is done, 2 when it was refused and 1 when something failed, such as the model, each of which one line
+        on standard error explains, 130 when Ctrl-C ended it.
 
     Example:
         >>> main(["--version"])
@@ -173,4 +175,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Exception as error:  # of a user's own code, whatever it is
+        if options.debug:
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(f"error: {what} (--debug shows where)", file=sys.stderr)
+        return 1
     return 0
