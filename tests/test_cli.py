@@ -344,6 +344,16 @@ def test_bad_models(model, message, data, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_run_is_finished_though_nobody_reads(data, tmp_path, monkeypatch):
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert evaluated(data, tmp_path / "run", attacks=("--attack", "fgsm:linf:0.1")) == 0
+        assert main("list", "suites") == 0
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
 def failing():
     def function(images):
         raise FAILURE

@@ -167,9 +167,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(command.interrupted(options) if command else "interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # of `jaxrobust list attacks | head`
-        sys.stderr.close()
-        return 0
     except (OSError, TypeError, ValueError) as error:
         if options.debug:
             raise

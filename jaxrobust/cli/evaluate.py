@@ -21,6 +21,7 @@ from tqdm import tqdm
 from jaxrobust import _store, data, evaluate, report
 from jaxrobust._repr import written
 from jaxrobust.cli import models, specs
+from jaxrobust.cli.output import say
 from jaxrobust.evaluate import Evaluation, Proportion, _saved
 from jaxrobust.evaluate.export import PNG_CHANNELS, write_csv
 from jaxrobust.types import Targeted
@@ -63,7 +64,7 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
     if options.overwrite:
         _begin_anew(out, config)
     elif _is_finished(out, config):
-        print(_told(out))
+        say(_told(out))
         return
     _note_few_classes(examples)
     job = functools.partial(
@@ -79,7 +80,7 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
     )
     try:
         found = job(groups, save_dir=out / "progress")
-        print(found, flush=True)
+        say(found)
         ladder = _ladder(found, groups, job, out / "progress")
     except ValueError as error:
         if str(out / "progress") in str(error):
@@ -91,22 +92,22 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
             _clear(out)
     curves = _curves(ladder, groups, name, len(labels))
     if curves:
-        print(_table(curves, name))
+        say(_table(curves, name))
     if options.masking:
         first = next(iter(groups[0].attacks.values()))
         some = (images[:DIAGNOSED], labels[:DIAGNOSED])
         own = jax.random.fold_in(jax.random.key(options.seed), 1)
         kept: dict[str, Any] = {"lanes": options.lanes, "devices": devices, "progress": _wants_bars(options)}
         signs = evaluate.masking(model, some, first.set, key=own, name=name, **kept)
-        print(signs)
+        say(signs)
         found = found.with_notes(masking=signs.summary())
     if warned:
         found = found.with_notes(warnings=warned)
     if not options.overwrite and _is_finished(out, config):  # by another process, in the meantime
-        print(_told(out))
+        say(_told(out))
         return
     if options.images:
-        print(f"images: {found.save_images(out / 'images')}")
+        say(f"images: {found.save_images(out / 'images')}")
     if options.overwrite:
         _store.remove(out / "results.csv")
     page = evaluate.save_run(
@@ -122,7 +123,7 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
     # last, since another run's results may have been refused to be replaced
     write_csv(out / "results.csv", [*found.rows(), *_rows(ladder, groups, name)])
     _clear(out, groups)
-    print(f"report: {page}")
+    say(f"report: {page}")
 
 
 def remember_programs() -> None:
