@@ -307,6 +307,7 @@ REFUSED = {
     "value": (("--attack", "pgd:linf:0.1:steps=0"), "pgd:linf:0.1:steps=0: steps must be >= 1"),
     "grammar": (("--attack", "pgd:linf:0.1:steps"), "must be written NAME=VALUE"),
     "twice": (("--attack", "pgd:linf:0.1", "--attack", "pgd:linf:0.2"), "need names of their own"),
+    "a row's name": (("--attack", "Union=pgd:linf:0.1"), "must not be named as a run's own files or rows"),
     "unused": (("--attack", "pgd:linf:0.1", "--radius", "0.2"), "--radius must be left out"),
     "device": (("--attack", "pgd:linf:0.1", "--devices", "9"), "--devices must be places from 0"),
     "lanes": (("--attack", "pgd:linf:0.1", "--lanes", "0"), "lanes must be >= 1; got 0"),
