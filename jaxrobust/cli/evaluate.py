@@ -23,7 +23,7 @@ from jaxrobust._repr import written
 from jaxrobust.cli import models, specs
 from jaxrobust.cli.output import say
 from jaxrobust.evaluate import Evaluation, Proportion, _saved
-from jaxrobust.evaluate.export import PNG_CHANNELS, write_csv
+from jaxrobust.evaluate.export import PNG_CHANNELS, remove_images, write_csv
 from jaxrobust.types import Targeted
 
 __all__ = ["interrupted", "remember_programs", "run"]
@@ -106,6 +106,8 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
     if not options.overwrite and _is_finished(out, config):  # by another process, in the meantime
         say(_told(out))
         return
+    if options.overwrite:
+        remove_images(out / "images")
     if options.images:
         say(f"images: {found.save_images(out / 'images')}")
     if options.overwrite:
