@@ -355,6 +355,17 @@ def test_a_run_is_finished_though_nobody_reads(data, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "results.json").is_file()
 
 
+def constant():
+    return Classifier.from_function(lambda images: jax.numpy.stack([images.sum((1, 2, 3))] * 3, -1))
+
+
+def test_fewer_classes_than_the_model_has_are_told(tmp_path, capsys):
+    np.savez(tmp_path / "two.npz", images=np.full((2, 2, 2, 1), 0.5), labels=[0, 1])
+    line = ("evaluate", "--model", "tests.test_cli:constant", "--data", tmp_path / "two.npz", "--no-cache")
+    assert main(*line, "--attack", "fgsm:linf:0.1", "--out", tmp_path / "run") == 0
+    assert "note: the data has 2 classes, the model 3: are the labels the model's?" in capsys.readouterr().err
+
+
 def failing():
     def function(images):
         raise FAILURE

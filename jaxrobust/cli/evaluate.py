@@ -80,6 +80,7 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
     )
     try:
         found = job(groups, save_dir=out / "progress")
+        _note_other_classes(examples.classes, found.logits.shape[-1])
         say(found)
         ladder = _ladder(found, groups, job, out / "progress")
     except ValueError as error:
@@ -321,6 +322,13 @@ def _note_few_classes(examples: data.Dataset) -> None:
     found = len(np.unique(examples.labels))
     if found < FEW_CLASSES * examples.classes and len(examples) >= examples.classes:
         text = f"the {len(examples)} examples are of {found} of {examples.classes} classes: does the data lie in order?"
+        print(f"note: {text}", file=sys.stderr)
+
+
+def _note_other_classes(of_data: int, of_model: int) -> None:
+    """Labels are places among the data's own classes, which need not be places among the model's."""
+    if of_data < of_model:
+        text = f"the data has {of_data} classes, the model {of_model}: are the labels the model's?"
         print(f"note: {text}", file=sys.stderr)
 
 
