@@ -172,6 +172,28 @@ def test_a_finished_run_is_told_and_left(finished, data, capsys):
     assert (finished / "results.json").read_bytes() == before
 
 
+def test_options_that_a_finished_run_does_not_have_are_refused(finished, data, capsys):
+    before = folder(finished)
+    assert evaluated(data, finished, "--name", "other") == 2
+    assert "--name must be that of the finished run" in capsys.readouterr().err
+    assert evaluated(data, finished, "--title", "Other") == 2
+    assert evaluated(data, finished, "--name", "dense_classifier") == 0
+    assert folder(finished).keys() == before.keys()
+
+
+def test_image_files_are_written_from_the_start(tmp_path, capsys):
+    np.savez(tmp_path / "two.npz", images=np.full((2, 2, 2, 1), 0.5), labels=[0, 1])
+    line = ("evaluate", "--model", "tests.test_cli:constant", "--data", tmp_path / "two.npz", "--no-cache")
+    line += ("--attack", "fgsm:linf:0.1", "--out", tmp_path / "run")
+    assert main(*line) == 0
+    assert main(*line, "--images") == 2
+    assert "is finished without (--overwrite runs it anew)" in capsys.readouterr().err
+    assert main(*line, "--images", "--overwrite") == 0
+    assert (tmp_path / "run" / "images" / "images.csv").is_file()
+    assert main(*line, "--images") == 0
+    assert "finished already" in capsys.readouterr().out
+
+
 def test_an_interrupted_run_goes_on(finished, data, tmp_path, monkeypatch, capsys):
     room = sys.modules["jaxrobust.evaluate.robustness"]
     drive, calls = room.drive, []

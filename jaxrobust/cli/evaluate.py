@@ -64,6 +64,7 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
     if options.overwrite:
         _begin_anew(out, config)
     elif _is_finished(out, config):
+        _check_names(options, out)
         say(_told(out))
         return
     _note_few_classes(examples)
@@ -264,6 +265,21 @@ def _is_finished(out: pathlib.Path, config: dict[str, Any]) -> bool:
         return evaluate.is_finished(out, config)
     except ValueError as error:
         raise ValueError(f"--out: {error} (--overwrite takes it away)") from error
+
+
+def _check_names(options: argparse.Namespace, out: pathlib.Path) -> None:
+    """Refuse what does not tell runs apart and yet is not what a finished run has."""
+    results = report.load(out).results
+    has = {"name": results["models"][0]["name"], "title": results["title"]}
+    for option, value in has.items():
+        given = getattr(options, option)
+        if given not in (None, value):
+            raise ValueError(
+                f"--{option} must be that of the finished run in {out}, {value!r}; got {given!r} "
+                "(--overwrite runs it anew)"
+            )
+    if options.images and not (out / "images" / "images.csv").is_file():
+        raise ValueError(f"--images must be given from the start; {out} is finished without (--overwrite runs it anew)")
 
 
 def _told(out: pathlib.Path) -> str:
