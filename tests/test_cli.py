@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import pathlib
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +172,28 @@ def test_a_finished_run_is_told_and_left(finished, data, capsys):
     assert (finished / "results.json").read_bytes() == before
 
 
+def test_options_that_a_finished_run_does_not_have_are_refused(finished, data, capsys):
+    before = folder(finished)
+    assert evaluated(data, finished, "--name", "other") == 2
+    assert "--name must be that of the finished run" in capsys.readouterr().err
+    assert evaluated(data, finished, "--title", "Other") == 2
+    assert evaluated(data, finished, "--name", "dense_classifier") == 0
+    assert folder(finished).keys() == before.keys()
+
+
+def test_image_files_are_written_from_the_start(tmp_path, capsys):
+    np.savez(tmp_path / "two.npz", images=np.full((2, 2, 2, 1), 0.5), labels=[0, 1])
+    line = ("evaluate", "--model", "tests.test_cli:constant", "--data", tmp_path / "two.npz", "--no-cache")
+    line += ("--attack", "fgsm:linf:0.1", "--out", tmp_path / "run")
+    assert main(*line) == 0
+    assert main(*line, "--images") == 2
+    assert "is finished without (--overwrite runs it anew)" in capsys.readouterr().err
+    assert main(*line, "--images", "--overwrite") == 0
+    assert (tmp_path / "run" / "images" / "images.csv").is_file()
+    assert main(*line, "--images") == 0
+    assert "finished already" in capsys.readouterr().out
+
+
 def test_an_interrupted_run_goes_on(finished, data, tmp_path, monkeypatch, capsys):
     room = sys.modules["jaxrobust.evaluate.robustness"]
     drive, calls = room.drive, []
@@ -201,6 +225,64 @@ def test_an_interrupted_run_goes_on(finished, data, tmp_path, monkeypatch, capsy
         assert one == other
     assert evaluated(data, out, "--seed", 1, "--overwrite") == 0
     assert results(out)["config"]["seed"] == 1
+
+
+def folder(out):
+    return {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_refused_overwrite_leaves_the_finished_run(finished, data, capsys):
+    before = folder(finished)
+    assert evaluated(data, finished, "--overwrite", "--lanes", 0) == 2
+    assert evaluated(data, finished, "--overwrite", "--images") == 2
+    assert "1, 3 or 4 channels; got 2" in capsys.readouterr().err
+    assert folder(finished) == before
+
+
+def test_an_interrupted_overwrite_goes_on_and_leaves_the_finished_run(finished, data, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before, room = folder(out), sys.modules["jaxrobust.evaluate.robustness"]
+    drive, saved = room.drive, []
+
+    def stopping(*arguments, **options):
+        saved.append(options["save"].exists())
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        return drive(*arguments, **options)
+
+    monkeypatch.setattr(room, "drive", stopping)
+    (out / "progress").mkdir()
+    (out / "progress" / "pgd-linf.npz").write_bytes(b"another run's")
+    assert evaluated(data, out, "--seed", 1, "--overwrite") == 130
+    assert before.items() <= folder(out).items()
+    assert evaluated(data, out, "--seed", 1, "--overwrite") == 0
+    assert saved[:3] == [False, False, True]
+    assert results(out)["config"]["seed"] == 1
+    assert (out / "results.csv").read_bytes() != before[pathlib.Path("results.csv")]
+    assert not (out / "progress").exists()
+
+
+def test_two_runs_in_one_folder_do_not_mix(finished, data, tmp_path, monkeypatch, capsys):
+    out, fgsm = tmp_path / "run", ("--attack", "fgsm:linf:0.1")
+    robustness = evaluate.robustness
+
+    def overtaken(*arguments, **options):
+        found = robustness(*arguments, **options)
+        shutil.copytree(finished, out, dirs_exist_ok=True)
+        return found
+
+    monkeypatch.setattr(evaluate, "robustness", overtaken)
+    assert evaluated(data, out, attacks=fgsm) == 2
+    assert "holds a run with another attacks" in capsys.readouterr().err
+    assert folder(finished).items() <= folder(out).items()
+    assert [path.name for path in (out / "progress").iterdir()] == ["fgsm-linf.npz"]
+    monkeypatch.undo()
+    other = out / "progress" / "other.npz"
+    shutil.copy(out / "progress" / "fgsm-linf.npz", other)
+    (out / "results.json").unlink()
+    assert evaluated(data, out, attacks=fgsm) == 0
+    assert list((out / "progress").iterdir()) == [other]
 
 
 def test_a_suite_and_its_union_at_every_radius(data, tmp_path, monkeypatch, capsys):
@@ -247,6 +329,7 @@ REFUSED = {
     "value": (("--attack", "pgd:linf:0.1:steps=0"), "pgd:linf:0.1:steps=0: steps must be >= 1"),
     "grammar": (("--attack", "pgd:linf:0.1:steps"), "must be written NAME=VALUE"),
     "twice": (("--attack", "pgd:linf:0.1", "--attack", "pgd:linf:0.2"), "need names of their own"),
+    "a row's name": (("--attack", "Union=pgd:linf:0.1"), "must not be named as a run's own files or rows"),
     "unused": (("--attack", "pgd:linf:0.1", "--radius", "0.2"), "--radius must be left out"),
     "device": (("--attack", "pgd:linf:0.1", "--devices", "9"), "--devices must be places from 0"),
     "lanes": (("--attack", "pgd:linf:0.1", "--lanes", "0"), "lanes must be >= 1; got 0"),
@@ -282,6 +365,47 @@ def test_bad_models(model, message, data, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_run_is_finished_though_nobody_reads(data, tmp_path, monkeypatch):
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert evaluated(data, tmp_path / "run", attacks=("--attack", "fgsm:linf:0.1")) == 0
+        assert main("list", "suites") == 0
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
+def constant():
+    return Classifier.from_function(lambda images: jax.numpy.stack([images.sum((1, 2, 3))] * 3, -1))
+
+
+def test_fewer_classes_than_the_model_has_are_told(tmp_path, capsys):
+    np.savez(tmp_path / "two.npz", images=np.full((2, 2, 2, 1), 0.5), labels=[0, 1])
+    line = ("evaluate", "--model", "tests.test_cli:constant", "--data", tmp_path / "two.npz", "--no-cache")
+    assert main(*line, "--attack", "fgsm:linf:0.1", "--out", tmp_path / "run") == 0
+    assert "note: the data has 2 classes, the model 3: are the labels the model's?" in capsys.readouterr().err
+
+
+def failing():
+    def function(images):
+        raise FAILURE
+
+    return evaluate.HostModel(function, classes=tiny.CLASSES)
+
+
+FAILURE = RuntimeError("mat1 and mat2\ncannot be multiplied")
+
+
+def test_a_model_that_fails_is_told_in_one_line(data, tmp_path, capsys):
+    line = ("evaluate", "--model", "tests.test_cli:failing", "--data", data, "--attack", "worst_of_k:linf:0.1")
+    line += ("--out", tmp_path / "run", "--no-cache")
+    assert main(*line) == 1
+    error = capsys.readouterr().err
+    assert error == "error: RuntimeError: mat1 and mat2 cannot be multiplied (--debug shows where)\n"
+    with pytest.raises(RuntimeError):
+        main(*line, "--debug")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ examples
   jaxrobust evaluate --model mine:net --data 'cifar10:test[:1000]' --suite autoattack-linf:8/255 --out runs/mine
   jaxrobust evaluate --model net.py:net --data digits --attack pgd:linf:steps=40 --attack fmn:l2:3 --radius 0.1,0.2
 
-exit codes  0 done, 2 refused (one line on standard error), 130 interrupted; the same command goes on from there"""
+exit codes  0 done, 1 an error while it ran, mostly the model's, 2 refused (both are one line on standard error),
+            130 interrupted; the same command goes on from there"""
 
 
 def _evaluate(own: argparse.ArgumentParser) -> None:
@@ -74,7 +75,9 @@ def _evaluate(own: argparse.ArgumentParser) -> None:
     where.add_argument("--name", help="the model's name in tables; by default its function's")
     where.add_argument("--title", help="the page's title; by default name and data")
     where.add_argument("--images", action="store_true", help="write adversarial images as PNG files too")
-    where.add_argument("--overwrite", action="store_true", help="take away what the folder holds and begin anew")
+    where.add_argument(
+        "--overwrite", action="store_true", help="begin anew, and replace the folder's results once there are new ones"
+    )
     how = own.add_argument_group("how")
     how.add_argument("--seed", type=int, default=0, help="of all randomness (0)")
     how.add_argument("--lanes", type=int, default=128, help="examples in flight at once (128)")
@@ -136,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; by default those of the process.
 
     Returns:
-        0 when it is done, 2 when it was refused, which one line on standard error explains, 130 when Ctrl-C ended it.
+        0 when it is done, 2 when it was refused and 1 when something failed, such as the model, each of which one line
+        on standard error explains, 130 when Ctrl-C ended it.
 
     Example:
         >>> main(["--version"])
@@ -163,12 +167,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(command.interrupted(options) if command else "interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # of `jaxrobust list attacks | head`
-        sys.stderr.close()
-        return 0
     except (OSError, TypeError, ValueError) as error:
         if options.debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Exception as error:  # of a user's own code, whatever it is
+        if options.debug:
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(f"error: {what} (--debug shows where)", file=sys.stderr)
+        return 1
     return 0

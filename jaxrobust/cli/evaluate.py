@@ -21,21 +21,21 @@ from tqdm import tqdm
 from jaxrobust import _store, data, evaluate, report
 from jaxrobust._repr import written
 from jaxrobust.cli import models, specs
+from jaxrobust.cli.output import say
 from jaxrobust.evaluate import Evaluation, Proportion, _saved
-from jaxrobust.evaluate.export import write_csv
+from jaxrobust.evaluate.export import PNG_CHANNELS, remove_images, write_csv
 from jaxrobust.types import Targeted
 
 __all__ = ["interrupted", "remember_programs", "run"]
 
 DIAGNOSED = 500  # examples that are looked at for signs of masked gradients
 FEW_CLASSES = 0.5  # share of the classes below which a reader is told
-FILES = ("results.json", "results.csv", "report.html", "pictures.npz")
+MARK = "overwriting.txt"  # beside the progress of a run that is to replace another: whose it is
 
 
 def interrupted(options: argparse.Namespace) -> str:
     """What Ctrl-C leaves behind."""
-    again = "the same command" + (" without --overwrite" if options.overwrite else "")
-    return f"interrupted; what was done is kept in {options.out}, and {again} goes on from there"
+    return f"interrupted; what was done is kept in {options.out}, and the same command goes on from there"
 
 
 def run(options: argparse.Namespace) -> None:
@@ -59,10 +59,13 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
         goal = Targeted(_targets(options.targets, labels, examples.classes), labels)
     name = options.name or options.model.rpartition(":")[2]
     config = _config(options, model, images, goal, groups)
+    if options.images and images.shape[-1] not in PNG_CHANNELS:
+        raise ValueError(f"--images needs images of 1, 3 or 4 channels; got {images.shape[-1]}")
     if options.overwrite:
-        _clear(out)
+        _begin_anew(out, config)
     elif _is_finished(out, config):
-        print(_told(out))
+        _check_names(options, out)
+        say(_told(out))
         return
     _note_few_classes(examples)
     job = functools.partial(
@@ -78,28 +81,39 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
     )
     try:
         found = job(groups, save_dir=out / "progress")
-        print(found, flush=True)
+        _note_other_classes(examples.classes, found.logits.shape[-1])
+        say(found)
         ladder = _ladder(found, groups, job, out / "progress")
     except ValueError as error:
         if str(out / "progress") in str(error):
+            (out / "progress" / MARK).unlink(missing_ok=True)
             raise ValueError(f"{error} (--overwrite does)") from error
         raise
+    finally:
+        if not any((out / "progress").glob("**/*.npz")):
+            _clear(out)
     curves = _curves(ladder, groups, name, len(labels))
     if curves:
-        print(_table(curves, name))
+        say(_table(curves, name))
     if options.masking:
         first = next(iter(groups[0].attacks.values()))
         some = (images[:DIAGNOSED], labels[:DIAGNOSED])
         own = jax.random.fold_in(jax.random.key(options.seed), 1)
         kept: dict[str, Any] = {"lanes": options.lanes, "devices": devices, "progress": _wants_bars(options)}
         signs = evaluate.masking(model, some, first.set, key=own, name=name, **kept)
-        print(signs)
+        say(signs)
         found = found.with_notes(masking=signs.summary())
     if warned:
         found = found.with_notes(warnings=warned)
-    write_csv(out / "results.csv", [*found.rows(), *_rows(ladder, groups, name)])
+    if not options.overwrite and _is_finished(out, config):  # by another process, in the meantime
+        say(_told(out))
+        return
+    if options.overwrite:
+        remove_images(out / "images")
     if options.images:
-        print(f"images: {found.save_images(out / 'images')}")
+        say(f"images: {found.save_images(out / 'images')}")
+    if options.overwrite:
+        _store.remove(out / "results.csv")
     page = evaluate.save_run(
         out,
         [found],
@@ -108,9 +122,12 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
         config=config,
         curves=curves,
         seconds=time.perf_counter() - began,
+        overwrite=options.overwrite,
     )
-    _clear(out, results=False)
-    print(f"report: {page}")
+    # last, since another run's results may have been refused to be replaced
+    write_csv(out / "results.csv", [*found.rows(), *_rows(ladder, groups, name)])
+    _clear(out, groups)
+    say(f"report: {page}")
 
 
 def remember_programs() -> None:
@@ -250,6 +267,21 @@ def _is_finished(out: pathlib.Path, config: dict[str, Any]) -> bool:
         raise ValueError(f"--out: {error} (--overwrite takes it away)") from error
 
 
+def _check_names(options: argparse.Namespace, out: pathlib.Path) -> None:
+    """Refuse what does not tell runs apart and yet is not what a finished run has."""
+    results = report.load(out).results
+    has = {"name": results["models"][0]["name"], "title": results["title"]}
+    for option, value in has.items():
+        given = getattr(options, option)
+        if given not in (None, value):
+            raise ValueError(
+                f"--{option} must be that of the finished run in {out}, {value!r}; got {given!r} "
+                "(--overwrite runs it anew)"
+            )
+    if options.images and not (out / "images" / "images.csv").is_file():
+        raise ValueError(f"--images must be given from the start; {out} is finished without (--overwrite runs it anew)")
+
+
 def _told(out: pathlib.Path) -> str:
     model = report.load(out).models[0]
     figures = {"clean": model["clean"], **model["attacks"], "union": model["union"]}
@@ -260,13 +292,29 @@ def _told(out: pathlib.Path) -> str:
     )
 
 
-def _clear(out: pathlib.Path, *, results: bool = True) -> None:
-    """Take away progress, and results first of all, since they say that a run is whole."""
-    for name in FILES if results else ():
-        _store.remove(out / name)
-    for file in sorted((out / "progress").glob("**/*.npz")):
-        file.unlink()
-    for folder in [*(out / "progress").glob("radius *"), out / "progress"]:
+def _begin_anew(out: pathlib.Path, config: dict[str, Any]) -> None:
+    """Take away progress, but for that of this very run, which goes on; results stay until there are new ones."""
+    mark, own = out / "progress" / MARK, _store.identity(config)
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != own:
+        _clear(out)
+        _store.atomically(mark, lambda partial: partial.write_text(own, encoding="utf-8"))
+
+
+def _clear(out: pathlib.Path, groups: list[specs.Planned] | None = None) -> None:
+    """Take away progress: that of some attacks, since another run may have its own there, or all."""
+    progress = out / "progress"
+    files = set(progress.glob("**/*.npz"))
+    if groups is not None:
+        files &= {
+            folder / f"{name}.npz"
+            for group in groups
+            for name, radii in group.radii.items()
+            for folder in (progress, *(progress / f"radius {radius:.9g}" for radius in radii))
+        }
+    for file in files:
+        file.unlink(missing_ok=True)
+    (progress / MARK).unlink(missing_ok=True)
+    for folder in [*progress.glob("radius *"), progress]:
         with contextlib.suppress(OSError):  # not there, or with something else in it
             folder.rmdir()
 
@@ -290,6 +338,13 @@ def _note_few_classes(examples: data.Dataset) -> None:
     found = len(np.unique(examples.labels))
     if found < FEW_CLASSES * examples.classes and len(examples) >= examples.classes:
         text = f"the {len(examples)} examples are of {found} of {examples.classes} classes: does the data lie in order?"
+        print(f"note: {text}", file=sys.stderr)
+
+
+def _note_other_classes(of_data: int, of_model: int) -> None:
+    """Labels are places among the data's own classes, which need not be places among the model's."""
+    if of_data < of_model:
+        text = f"the data has {of_data} classes, the model {of_model}: are the labels the model's?"
         print(f"note: {text}", file=sys.stderr)
 
 

@@ -10,6 +10,8 @@ import shutil
 import textwrap
 from collections.abc import Iterable
 
+from jaxrobust.cli.output import say
+
 __all__ = ["interrupted", "run"]
 
 
@@ -20,7 +22,7 @@ def interrupted(options: argparse.Namespace) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Print one list."""
-    print({"attacks": _attacks, "sets": _sets, "suites": _suites, "models": _models, "data": _data}[options.what]())
+    say({"attacks": _attacks, "sets": _sets, "suites": _suites, "models": _models, "data": _data}[options.what]())
 
 
 def _attacks() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from jaxrobust.cli.output import say
 from jaxrobust.report.page import render
 from jaxrobust.report.several import render_several
 
@@ -18,6 +19,6 @@ def interrupted(options: argparse.Namespace) -> str:
 def run(options: argparse.Namespace) -> None:
     """Write the page and say where it is."""
     if len(options.runs) == 1:
-        print(render(options.runs[0], output=options.output))
+        say(render(options.runs[0], output=options.output))
     else:
-        print(render_several(options.runs, output=options.output or "report.html"))
+        say(render_several(options.runs, output=options.output or "report.html"))

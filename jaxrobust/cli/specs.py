@@ -13,6 +13,7 @@ from jaxrobust import _checks, attacks, data, sets
 from jaxrobust.attacks.suites import SUITES
 from jaxrobust.attacks.table import OTHERS
 from jaxrobust.data._files import is_path
+from jaxrobust.evaluate.robustness import check_name
 
 __all__ = ["Planned", "Spec", "attack_makers", "data_set", "number", "plan", "radii", "read_spec", "set_makers"]
 
@@ -213,7 +214,7 @@ def plan(suites: list[str], specs: list[str], everywhere: tuple[float, ...]) -> 
 
 def _add(group: Planned, made: Mapping[str, Any], ladders: Mapping[str, tuple[float, ...]], spec: Spec) -> None:
     for name, attack in made.items():
-        if name in group.attacks:
+        if check_name(name) in group.attacks:
             raise ValueError(f"attacks of one kind need names of their own, NAME={spec.text}; got {name!r} again")
         group.attacks[name] = attack
         group.radii[name] = ladders[name] or (float(attack.set.radius),)

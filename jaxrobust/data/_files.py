@@ -34,8 +34,8 @@ def read(path: str | os.PathLike[str], split: str | None = None, *, size: int | 
         The data set.
 
     Raises:
-        ValueError: no such file or folder, an unknown format, split or array, a damaged file, images of different
-            sizes without `size`.
+        ValueError: no such file or folder, an unknown format, split or array, a damaged file, uint8 images of zeros
+            and ones, images of different sizes without `size`.
 
     Example:
         >>> images, labels = read("photographs", "[:100]", size=224)  # doctest: +SKIP
@@ -54,7 +54,13 @@ def read(path: str | os.PathLike[str], split: str | None = None, *, size: int | 
     arrays = _store.read_arrays(path)
     if missing := sorted({"images", "labels"} - set(arrays)):
         raise ValueError(f"{path} must hold the arrays images and labels; missing {missing}, found {sorted(arrays)}")
-    data = Dataset.from_arrays(arrays["images"], arrays["labels"], name=path.name)
+    images = arrays["images"]
+    if images.dtype == np.uint8 and images.size and images.max() == 1:  # divided by 255 they would be all but black
+        raise ValueError(
+            f"images of {path} must be floating where they lie in [0, 1], since uint8 is divided by 255; got uint8 of "
+            "maximum 1"
+        )
+    data = Dataset.from_arrays(images, arrays["labels"], name=path.name)
     if split is None:
         return data
     base, start, stop = _part({"all": len(data)}, split, str(path))

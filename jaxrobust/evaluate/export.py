@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import operator
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -21,9 +22,20 @@ from jaxrobust.types import Classifier, Criterion
 if TYPE_CHECKING:
     from jaxrobust.evaluate.outcomes import Evaluation
 
-__all__ = ["data_frame", "eight_bit", "example_rows", "rows", "save_images", "still_fooled", "write_csv"]
+__all__ = [
+    "PNG_CHANNELS",
+    "data_frame",
+    "eight_bit",
+    "example_rows",
+    "remove_images",
+    "rows",
+    "save_images",
+    "still_fooled",
+    "write_csv",
+]
 
 Row = dict[str, Any]
+PNG_CHANNELS = (1, 3, 4)
 
 
 def rows(evaluation: Evaluation) -> Iterator[Row]:
@@ -105,6 +117,33 @@ def still_fooled(model: Classifier | HostModel, images: np.ndarray, goal: Criter
     return found
 
 
+def remove_images(folder: pathlib.Path, names: Collection[str] | None = None) -> list[Row]:
+    """Take away what `save_images` has written of some attacks: the files that its list has, and no others.
+
+    Args:
+        folder: the folder that `save_images` was given; it need not exist.
+        names: the attacks; None is all.
+
+    Returns:
+        The rows of the other attacks, whose files stay. Of all attacks, the list goes too.
+    """
+    if not (folder / "images.csv").is_file():
+        return []
+    with (folder / "images.csv").open(newline="", encoding="utf-8") as file:
+        listed: list[Row] = list(csv.DictReader(file))
+    gone = [row for row in listed if names is None or row.get("attack") in names]
+    for row in gone:
+        path = folder / (row.get("file") or "")
+        # a list may be anybody's
+        if path.suffix == ".png" and path.resolve().is_relative_to(folder.resolve()):
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not the last, or with something else in it
+                path.parent.rmdir()
+    if names is None:
+        (folder / "images.csv").unlink()
+    return [row for row in listed if row not in gone]
+
+
 def save_images(
     evaluation: Evaluation, folder: pathlib.Path, names: list[str], model: Classifier | HostModel | None
 ) -> pathlib.Path:
@@ -113,9 +152,9 @@ def save_images(
     from jaxrobust.evaluate.outcomes import FOOLED
 
     channels = evaluation.images.shape[-1]
-    if channels not in (1, 3, 4):
+    if channels not in PNG_CHANNELS:
         raise ValueError(f"images must have 1, 3 or 4 channels to be PNG files; got {channels}")
-    listed: list[Row] = []
+    listed = remove_images(folder, names)
     for name in names:
         outcome = evaluation.outcomes[name]
         # of examples that an earlier attack had fooled, that attack's own point is kept

@@ -359,7 +359,8 @@ class Evaluation:
         these may be half.
 
         Args:
-            folder: where to; made if need be. Each attack has a folder of its name in it.
+            folder: where to; made if need be. Each attack has a folder of its name in it. Files that an earlier call
+                has listed there of the same attack are replaced, and of other attacks kept.
             attack: which; by default all.
             model: a model to ask anew about the rounded images, such as a `HostModel`, which `robustness` does not ask.
 

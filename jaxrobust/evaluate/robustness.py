@@ -21,10 +21,10 @@ from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
 from jaxrobust.types import Classifier, Code, Criterion, Key, Number
 
-__all__ = ["curve", "robustness"]
+__all__ = ["check_name", "curve", "robustness"]
 
 LONGEST_NAME = 200  # bytes of an attack's name, of the 255 that a file's may have
-RESERVED_NAMES = (".", "..", "pictures")
+RESERVED_NAMES = (".", "..", "pictures", "clean", "union")
 
 
 @_checks.off_mesh
@@ -238,21 +238,31 @@ def _named(attacks: Attack | Sequence[Attack] | Mapping[str, Attack]) -> dict[st
         if not isinstance(attack, Attack):
             raise TypeError(f"attacks[{place!r}] must be an Attack; got {attack!r}")
         own = f"{type(attack).__name__}-{type(attack.set).__name__}".lower()
-        name = _file_name(place if isinstance(attacks, Mapping) else own)
+        name = check_name(place if isinstance(attacks, Mapping) else own)
         if name in named:
             raise ValueError(f"attacks of one kind need names, pass a dictionary; got {name!r} again")
         named[name] = attack
     return named
 
 
-def _file_name(name: Any) -> str:
-    """The name of an attack, refused before anything is computed if no file for its progress could be called so."""
+def check_name(name: Any) -> str:
+    """The name of an attack, refused before anything is computed if a file or row of a run cannot be called so.
+
+    Args:
+        name: the name.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: it cannot name a file, or is that of a run's own file or row.
+    """
     if not isinstance(name, str) or not name or not name.isprintable() or any(c in name for c in "/\\"):
         raise ValueError(f"attacks must have names that can name a file; got {name!r}")
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(f"attacks must have names of at most {LONGEST_NAME} bytes; got {len(name.encode())}: {name!r}")
     if name.casefold() in RESERVED_NAMES:
-        raise ValueError(f"attacks must not be named as a run's own files, {RESERVED_NAMES}; got {name!r}")
+        raise ValueError(f"attacks must not be named as a run's own files or rows, {RESERVED_NAMES}; got {name!r}")
     return name
 
 

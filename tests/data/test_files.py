@@ -40,6 +40,12 @@ def test_floats_are_taken_as_they_are(tmp_path):
         read(tmp_path / "b.npz")
 
 
+def test_bytes_of_zeros_and_ones_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.eye(4, dtype=np.uint8)[None, :, :, None], labels=[0])
+    with pytest.raises(ValueError, match=r"must be floating .* since uint8 is divided by 255; got uint8 of maximum 1"):
+        read(tmp_path / "a.npz")
+
+
 @pytest.fixture
 def folder(tmp_path, rng):
     for name in ("bee", "ant"):

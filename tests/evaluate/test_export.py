@@ -143,6 +143,29 @@ def test_image_files_of_one_attack_and_of_a_model_asked_anew(found, tmp_path):
         dataclasses.replace(found, images=found.images[..., :2]).save_images(tmp_path / "two")
 
 
+def test_image_files_are_those_that_are_listed(found, tmp_path):
+    folder = found.save_images(tmp_path / "images")
+    first = found["pgd"]
+    hit = np.flatnonzero((first.outcome == FOOLED) & (first.forwards > 0))
+    fate = first.outcome.copy()
+    fate[hit[0]] = 0
+    fewer = dataclasses.replace(found, outcomes={"pgd": dataclasses.replace(first, outcome=fate)})
+    (folder / "pgd" / "mine.png").touch()
+    fewer.save_images(folder, attack="pgd")
+    with (folder / "images.csv").open() as file:
+        listed = list(csv.DictReader(file))
+    assert {row["file"] for row in listed} | {"pgd/mine.png"} == {
+        path.relative_to(folder).as_posix() for path in folder.glob("*/*.png")
+    }
+    assert sum(row["attack"] == "pgd" for row in listed) == len(hit) - 1
+    assert any(row["attack"] == "fmn" for row in listed)
+    (folder / "images.csv").write_text("file,attack\n../out.png,pgd\n")
+    (tmp_path / "out.png").touch()
+    assert export.remove_images(folder) == []
+    assert (tmp_path / "out.png").exists()
+    assert not (folder / "images.csv").exists()
+
+
 def test_csv_takes_rows_of_other_names(tmp_path):
     path = export.write_csv(tmp_path / "a.csv", [{"a": 1}, {"b": 'x,"y"'}])
     assert list(csv.DictReader(io.StringIO(path.read_text()))) == [{"a": "1", "b": ""}, {"a": "", "b": 'x,"y"'}]
