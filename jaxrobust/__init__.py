@@ -20,29 +20,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ROOMS = (
-    "attacks",
-    "data",
-    "evaluate",
-    "losses",
-    "models",
-    "perceptual",
-    "report",
-    "sets",
-    "training",
-    "transport",
-)
-_TYPES = (
-    "AttackResult",
-    "Classifier",
-    "Code",
-    "Confident",
-    "Misclassified",
-    "Targeted",
-    "TopK",
-    "Towards",
-)
-
 __all__ = [
     "AttackResult",
     "Classifier",
@@ -66,12 +43,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name not in __all__:
+        raise AttributeError(f"module 'jaxrobust' has no attribute {name!r}")
+    if name.islower():  # a room; the others are types
         return importlib.import_module(f"jaxrobust.{name}")
-    if name in _TYPES:
-        return getattr(importlib.import_module("jaxrobust.types"), name)
-    raise AttributeError(f"module 'jaxrobust' has no attribute {name!r}")
+    return getattr(importlib.import_module("jaxrobust.types"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS, *_TYPES})
+    return sorted({*globals(), *__all__})

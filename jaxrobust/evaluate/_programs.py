@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -84,7 +85,7 @@ def _shared(lanes: NamedSharding) -> Programs:
 
     @functools.partial(jit, out_shardings=lanes)
     def fill(rows: Any, new: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf[rows], new)
+        return rows_of(new, rows)
 
     @functools.partial(jit, out_shardings=lanes, donate_argnames="states")
     def refill(states: Any, slots: Any, new: Any) -> Any:
@@ -104,7 +105,7 @@ def _shared(lanes: NamedSharding) -> Programs:
     def harvest(
         attack: Attack, states: Any, slots: Any, images: Any, known: Books | None, *, stop: engine.Stop
     ) -> Books:
-        best = jax.vmap(attack.best)(jax.tree.map(lambda leaf: leaf[slots], states))
+        best = jax.vmap(attack.best)(rows_of(states, slots))
         # not the parameters, which may be of any shape, but what they are needed for; nor the logits
         best = dataclasses.replace(best, parameters=engine.contained(attack, images, best), logits=None)
         if known is not None:
@@ -123,6 +124,11 @@ def _best(books: Books) -> Best:
 def met(goal: Criterion, logits: Any) -> Any:
     """Which of N examples meet their criterion, from logits (N, K)."""
     return jax.vmap(lambda goal, logits: goal.met(logits))(goal, logits)
+
+
+def rows_of(tree: Any, rows: Any) -> Any:
+    """Some rows of every leaf."""
+    return jax.tree.map(operator.itemgetter(rows), tree)
 
 
 def meets(goal: Criterion, logits: np.ndarray) -> np.ndarray:

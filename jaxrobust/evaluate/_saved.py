@@ -22,6 +22,7 @@ from jaxrobust.types import Classifier
 __all__ = ["File", "of_model", "undisturbed"]
 
 FORMAT = 2  # of what is saved; to be raised with any change of it
+LANES = ("lane_example", "lane_age", "lane_done")  # of a run, one entry a lane
 PROBED = 4  # images at which gradients are compared
 POINTS = 16  # at which a host model is asked, half of them noise, half of them means of two images
 CLOSE = 1e-3  # of the logits' spread: other batch shapes round them otherwise
@@ -94,7 +95,7 @@ class File:
         stored = _store.read_arrays(path) if path.exists() else None
         if stored is not None:
             self._compare(stored)
-        self.kept: Any = None  # the lanes when they were saved last: their examples, ages, runs and states
+        self._keep({})  # nothing yet
         self.probe = _probe(run)
         if stored is None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,17 +111,11 @@ class File:
         leaves = jax.tree.leaves(run.states) if run.waits else []
         try:
             # copies: the next step is given the lanes' own memory to write to
-            lanes = {f"lane_{i}": np.array(_store.raw(leaf)) for i, leaf in enumerate(leaves)}
-            places = run.lane_example.copy(), run.lane_age.copy(), run.lane_done.copy()
-            self.kept = *places, run.runs_done[run.lane_example], lanes
+            self._keep({f"lane_{i}": np.array(_store.raw(leaf)) for i, leaf in enumerate(leaves)})
         except Exception:  # of buffers given away, or of a computation that failed: XLA has several
-            if self.kept is None:
-                nobody = np.full_like(run.lane_example, -1)
-                self.kept = nobody, np.zeros_like(run.lane_age), np.zeros_like(run.lane_done), run.runs_done[:1], {}
-            before, *others, runs, lanes = self.kept
             # of examples that are still in the run that they were in then
-            self.kept = np.where(run.runs_done[before] == runs, before, -1), *others, runs, lanes
-        lane_example, lane_age, lane_done = self.kept[:3]
+            before = self.kept["lane_example"]
+            self.kept["lane_example"] = np.where(run.runs_done[before] == self.kept_runs, before, -1)
         _store.write_arrays(
             self.path,
             identity=json.dumps(self.identity),
@@ -129,13 +124,15 @@ class File:
             executed=run.executed,
             needed=run.needed,
             runs_done=run.runs_done,
-            lane_example=lane_example,
-            lane_age=lane_age,
-            lane_done=lane_done,
             **{f"best_{name}": values for name, values in run.best.items()},
-            **lanes,
+            **self.kept,
         )
         self.executed = run.executed
+
+    def _keep(self, states: dict[str, np.ndarray]) -> None:
+        """Keep the lanes as they are, and in which of its runs each example is."""
+        self.kept = {name: getattr(self.run, name).copy() for name in LANES} | states
+        self.kept_runs = self.run.runs_done[self.run.lane_example]
 
     @contextlib.contextmanager
     def rescue(self, seconds: Any) -> Iterator[None]:
@@ -195,7 +192,7 @@ class File:
         run, lanes = self.run, (stored.get("lane_example", np.zeros(0)).size,)
         books = {f"best_{name}": values for name, values in run.best.items()}
         wanted = {name: (values.shape, values.dtype) for name, values in (books | {"runs_done": run.runs_done}).items()}
-        wanted |= {name: (lanes, getattr(run, name).dtype) for name in ("lane_example", "lane_age", "lane_done")}
+        wanted |= {name: (lanes, getattr(run, name).dtype) for name in LANES}
         wanted |= dict.fromkeys(("executed", "needed"), ((), np.dtype(np.int64)))
         wanted |= {"seconds": ((), np.dtype(np.float64))}
         for name, (shape, dtype) in wanted.items():
@@ -217,12 +214,10 @@ class File:
         run.runs_done = stored["runs_done"]
         run.executed, run.needed = int(stored["executed"]), int(stored["needed"])
         run.seconds = float(stored["seconds"])
-        if "lane_0" in stored:
-            lanes = {name: array for name, array in stored.items() if name.removeprefix("lane_").isdigit()}
-            examples = stored["lane_example"]
-            self.kept = examples, stored["lane_age"], stored["lane_done"], run.runs_done[examples], lanes
+        self.kept = {name: array for name, array in stored.items() if name.startswith("lane_")}
+        self.kept_runs = run.runs_done[self.kept["lane_example"]]
         if len(stored["lane_example"]) == run.width and "lane_0" in stored:
-            for name in ("lane_example", "lane_age", "lane_done"):
+            for name in LANES:
                 setattr(run, name, stored[name].copy())
             like = run.example_states()
             leaves = jax.tree.leaves(like)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import numpy as np
-
+from jaxrobust import _checks
 from jaxrobust._statistics import sign_test
 from jaxrobust.evaluate.outcomes import Evaluation
 
@@ -55,10 +53,8 @@ def mcnemar(first: Evaluation, second: Evaluation, *, attack: str | None = None)
     Reference:
         McNemar, 1947, Psychometrika 12(2).
     """
-    same = np.array_equal(first.labels, second.labels) and np.array_equal(first.images, second.images)
-    kinds: list[Any] = [jax.tree.structure(evaluation.goal) for evaluation in (first, second)]
-    same = same and kinds[0] == kinds[1]
-    if not (same and jax.tree.all(jax.tree.map(np.array_equal, first.goal, second.goal))):
+    asked = [(evaluation.labels, evaluation.images, evaluation.goal) for evaluation in (first, second)]
+    if not _checks.same(*asked):
         raise ValueError(
             f"first and second must be of the same examples and criterion; got {first.name!r} and {second.name!r}"
         )

@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import operator
 import pathlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from jaxrobust import _store
-from jaxrobust.evaluate._programs import forward, meets
+from jaxrobust.evaluate._programs import forward, meets, rows_of
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.report.run import OUTCOMES
 from jaxrobust.types import Classifier, Criterion
@@ -113,7 +111,7 @@ def still_fooled(model: Classifier | HostModel, images: np.ndarray, goal: Criter
         # as a reader of the file would have them, see `data`
         rounded = np.divide(eight_bit(images[piece]), images.dtype.type(255), dtype=images.dtype)
         logits = forward(model, rounded, np.arange(len(rounded)), size)  # padded to the shape of the clean pass
-        found[piece] = meets(jax.tree.map(operator.itemgetter(piece), goal), logits)
+        found[piece] = meets(rows_of(goal, piece), logits)
     return found
 
 
@@ -162,8 +160,7 @@ def save_images(
         still = outcome.fooled_8bit
         if model is not None:
             still = np.zeros(len(outcome.outcome), bool)
-            goal = jax.tree.map(operator.itemgetter(chosen), evaluation.goal)
-            still[chosen] = still_fooled(model, outcome.images[chosen], goal, 128)
+            still[chosen] = still_fooled(model, outcome.images[chosen], rows_of(evaluation.goal, chosen), 128)
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in chosen:
             label, after = int(evaluation.labels[i]), None if outcome.prediction is None else int(outcome.prediction[i])

@@ -37,6 +37,7 @@ from jaxrobust.evaluate._programs import (
     predict,
     programs,
     replicated,
+    rows_of,
 )
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.types import AttackResult, Classifier, Criterion, Key
@@ -477,7 +478,7 @@ class _Run:
         """States of the given runs of some examples, at most a chunk, and padded to one."""
         chunk = chunk or self.chunk
         rows, runs = pad(rows, chunk), pad(runs, chunk).astype(np.uint32)
-        goal = jax.tree.map(lambda leaf: leaf[rows], self.goal)
+        goal = rows_of(self.goal, rows)
         jobs = (self.images[rows], goal, self.there.key, self.indices[rows], runs, self.logits[rows])
         return self.programs.fresh(self.there.attack, *jobs)
 

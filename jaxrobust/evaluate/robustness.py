@@ -14,7 +14,7 @@ import numpy as np
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate import _saved
-from jaxrobust.evaluate._programs import fitting, meets
+from jaxrobust.evaluate._programs import fitting, meets, rows_of
 from jaxrobust.evaluate.export import still_fooled
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits, drive, replicated, run_lanes
@@ -118,7 +118,7 @@ def robustness(
                 attack,
                 model,
                 images[among],
-                _of(goal, rows),
+                rows_of(goal, rows),
                 key=jax.random.fold_in(key, binascii.crc32(attack_name.encode())),
                 indices=rows,
                 logits=logits[rows],
@@ -135,7 +135,9 @@ def robustness(
         if not isinstance(model, HostModel) or getattr(model, "differentiable", False):
             still = rounded.copy()
             fooled = rows[outcome.outcome[rows] == FOOLED]
-            still[fooled] = still_fooled(model, outcome.images[fooled], _of(goal, fooled), fitting(len(images), lanes))
+            still[fooled] = still_fooled(
+                model, outcome.images[fooled], rows_of(goal, fooled), fitting(len(images), lanes)
+            )
             outcome = dataclasses.replace(outcome, fooled_8bit=still)
         outcomes[attack_name] = outcome
         if only_survivors:
@@ -174,10 +176,6 @@ def _goal(data: Any) -> tuple[np.ndarray, Criterion]:
             f"a criterion must have the true labels, which are reported; got {type(goal).__name__} without"
         )
     return images, jax.tree.map(np.asarray, goal)
-
-
-def _of(goal: Criterion, rows: np.ndarray) -> Criterion:
-    return jax.tree.map(lambda leaf: leaf[rows], goal)
 
 
 def _clean_fate(logits: np.ndarray, goal: Criterion) -> np.ndarray:

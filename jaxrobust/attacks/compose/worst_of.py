@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -350,19 +349,9 @@ def worst_of(*attacks: Attack, loss: Loss = "cross_entropy", until_success: bool
         raise ValueError(f"attacks must all be around eot or none, such as eot(worst_of(...)); got {attacks}")
     if until_success or len({attack.restarts for attack in attacks}) > 1:
         attacks = tuple(OneRun(attack) if attack.restarts > 1 else attack for attack in attacks)
-    common = all(_same(attack.set, attacks[0].set) for attack in attacks)
+    sets = [attack.set for attack in attacks]
+    common = all(one is sets[0] or _checks.same(one, sets[0]) for one in sets)
     return WorstOf(attacks, None if common else 1.0, loss, until_success)
-
-
-def _same(first: PerturbationSet, second: PerturbationSet) -> bool:
-    """Whether two sets are one: the same object, or of equal structure and numbers that can be looked at."""
-    if first is second:
-        return True
-    structures: list[Any] = [jax.tree.structure(one) for one in (first, second)]
-    if structures[0] != structures[1] or _checks.is_traced(first, second):
-        return False
-    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def _example(set: PerturbationSet) -> WorstOf:
