@@ -57,6 +57,11 @@ class Jit:
         program, lent = self._outside(args)
         return program.eval_shape(*lent, **kwargs)
 
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """What JAX has traced, kept for the call."""
+        program, lent = self._outside(args)
+        return program.trace(*lent, **kwargs)
+
     def cost(self, *args: Any, **kwargs: Any) -> Any:
         """What the compiler expects the program to cost, without compiling it; None where it does not say."""
         program, lent = self._outside(args)

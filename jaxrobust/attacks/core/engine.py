@@ -365,7 +365,13 @@ def run(
     goal = jax.tree.map(jnp.asarray, goal)
     keys = example_keys(key, jnp.arange(images.shape[0]) if indices is None else indices)
     stop = stop_of(attack, early_stop)
-    loops_well = jax.default_backend() != "cpu" or _loops_well(attack, model, images, goal)
+    if jax.default_backend() != "cpu":
+        loops_well = True
+    elif traced:
+        loops_well = _loops_well(attack, model, images, goal)
+    else:  # the trace of the program itself, which is wanted anyway
+        looped = functools.partial(_search.trace, attack, model, images, goal, keys, stop=stop, unroll=False)
+        loops_well = _forward_loops_well(model, images) and _is_canonical(looped())
     unroll = not loops_well and attack.asks <= UNROLL and attack.runs(classes) == 1
     if traced or loops_well or unroll:
         return _search(attack, model, images, goal, keys, stop=stop, unroll=unroll)
@@ -489,19 +495,41 @@ def _loops_well(attack: Attack, model: Classifier, images: Array, goal: Criterio
     of a loop any other form, such as the usual transpose of a convolution, runs 5 to 20 times slower. So one step's
     program is read for its convolutions, the set's own among them. `models.layers.Conv` keeps the form.
     """
-    leaves, tree = jax.tree.flatten((attack, model, images, goal))
-    return _step_loops_well(tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+    return _is_canonical_step(*_shapes((attack, model, images, goal)))
+
+
+def _forward_loops_well(model: Classifier, images: Array) -> bool:
+    """The same of the model's forward pass alone, which is read sooner."""
+    return _is_canonical_forward(*_shapes((model, images)))
+
+
+def _shapes(arguments: Any) -> tuple[Any, tuple[tuple[tuple[int, ...], Any], ...]]:
+    leaves, tree = jax.tree.flatten(arguments)
+    return tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
 @functools.lru_cache(maxsize=256)
-def _step_loops_well(tree: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> bool:
+def _is_canonical_step(tree: Any, leaves: Any) -> bool:
     def step(attack: Attack, model: Classifier, images: Array, goal: Criterion) -> Any:
         keys = example_keys(jax.random.key(0), jnp.arange(len(images)))
         states = begin(attack, images, goal, keys, model(images), 0)
         return advance(attack, model, states, stop="never")
 
-    shaped = tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    return all(_canonical(equation) for equation in _equations(jax.make_jaxpr(step)(*shaped).jaxpr))
+    return _is_canonical(jax.make_jaxpr(step)(*_unshaped(tree, leaves)))
+
+
+@functools.lru_cache(maxsize=256)
+def _is_canonical_forward(tree: Any, leaves: Any) -> bool:
+    return _is_canonical(jax.make_jaxpr(lambda model, images: model(images))(*_unshaped(tree, leaves)))
+
+
+def _unshaped(tree: Any, leaves: Any) -> Any:
+    return tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+
+
+def _is_canonical(traced: Any) -> bool:
+    """Whether all convolutions of what was traced have the form that XLA:CPU's fast kernels want."""
+    return all(_canonical(equation) for equation in _equations(getattr(traced.jaxpr, "jaxpr", traced.jaxpr)))
 
 
 def _equations(jaxpr: Any) -> Any:
