@@ -284,7 +284,7 @@ def nothing_is_traced_twice(case: AttackCase) -> None:
 def radii_map(case: AttackCase) -> None:
     """`vmap` over the radius is one radius after the other."""
     radii = float(case.attack.set.radius) * np.array([0.1, 0.5, 1.0], np.float32)
-    _ = case.labels  # with them all that the case keeps is computed, which must not be under a trace
+    _ = case.result  # with it all that the case keeps is computed, which must not be under a trace
 
     @jax.jit
     def mapped(radii: Any) -> Any:
