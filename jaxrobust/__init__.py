@@ -7,8 +7,22 @@ line's help not even that.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxrobust import _public
+
 if TYPE_CHECKING:
-    from jaxrobust import attacks, data, evaluate, losses, models, perceptual, report, sets, training, transport
+    from jaxrobust import (
+        attacks,
+        data,
+        evaluate,
+        losses,
+        models,
+        perceptual,
+        report,
+        sets,
+        testing,
+        training,
+        transport,
+    )
     from jaxrobust.types import AttackResult as AttackResult
     from jaxrobust.types import Classifier as Classifier
     from jaxrobust.types import Code as Code
@@ -37,6 +51,7 @@ __all__ = [
     "perceptual",
     "report",
     "sets",
+    "testing",
     "training",
     "transport",
 ]
@@ -51,4 +66,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return _public.names(globals())

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Integer
 
+from jaxrobust import _public
 from jaxrobust.types import Confident, Criterion, Logits
 
 __all__ = [
@@ -416,3 +417,7 @@ def attack_loss(loss: str | Callable[..., Any], logits: Logits, goal: Criterion)
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {sorted(LOSSES)} or a function of (logits, criterion); got {loss!r}")
     return LOSSES[loss](logits, goal)
+
+
+def __dir__() -> list[str]:
+    return _public.names(globals())

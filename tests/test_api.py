@@ -14,7 +14,7 @@ import pytest
 import jaxrobust
 
 ROOMS = ["", "attacks", "data", "evaluate", "losses", "models"]
-ROOMS += ["perceptual", "report", "sets", "training", "transport"]
+ROOMS += ["perceptual", "report", "sets", "testing", "training", "transport"]
 
 
 def exported():
@@ -35,6 +35,14 @@ def test_exports_are_listed_in_order_and_exist(room):
     assert len(set(module.__all__)) == len(module.__all__)
     for name in module.__all__:
         assert hasattr(module, name)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_dir_shows_what_is_public(room):
+    module = importlib.import_module(f"jaxrobust.{room}".rstrip("."))
+    shown = [name for name in dir(module) if not name.startswith("__")]
+    assert shown == sorted(module.__all__)
+    assert "__doc__" in dir(module)
 
 
 def parameters(function):

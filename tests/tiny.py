@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.testing.attacks import dense_net
+from jaxrobust.testing.attacks import dense_params as _dense_params
 from jaxrobust.types import Classifier
 
 SHAPE = (6, 5, 2)  # height and width differ on purpose
@@ -33,23 +35,9 @@ def conv_classifier(seed=0, shape=SHAPE, classes=CLASSES):
     return Classifier(conv_net, conv_params(seed, shape, classes))
 
 
-def dense_net(params, images):
-    """One hidden layer with a smooth nonlinearity: quick to compile, and no convolution for loops to trip over."""
-    return product(jax.nn.silu(product(images.reshape(images.shape[0], -1), params["hidden"])), params["out"])
-
-
-def product(rows, matrix):
-    """rows @ matrix, every row rounded alike: XLA's own kernels round the last rows otherwise on some processors."""
-    return jnp.sum(rows[:, :, None] * matrix[None], 1)
-
-
 def dense_params(seed=0, shape=SHAPE, classes=CLASSES):
     """Random parameters of `dense_net`."""
-    rng = np.random.default_rng(seed)
-    return {
-        "hidden": jnp.asarray(rng.normal(size=(int(np.prod(shape)), 12)), jnp.float32),
-        "out": jnp.asarray(rng.normal(size=(12, classes)), jnp.float32),
-    }
+    return _dense_params(seed, shape, classes)
 
 
 def dense_classifier(seed=0, shape=SHAPE, classes=CLASSES):

@@ -1,5 +1,6 @@
 """Attacks: how the adversary searches a perturbation set."""
 
+from jaxrobust import _public
 from jaxrobust.attacks.compose.bpda import BPDA as BPDA
 from jaxrobust.attacks.compose.bpda import bpda as bpda
 from jaxrobust.attacks.compose.eot import EOT as EOT
@@ -222,3 +223,7 @@ __all__ = [
     "worst_of",
     "worst_of_k",
 ]
+
+
+def __dir__() -> list[str]:
+    return _public.names(globals())

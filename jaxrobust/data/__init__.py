@@ -1,5 +1,6 @@
 """Data: sources, importers of local copies, the loader, augmentation."""
 
+from jaxrobust import _public
 from jaxrobust.data import augment
 from jaxrobust.data._dataset import Dataset, LazyDataset
 from jaxrobust.data._files import read
@@ -7,3 +8,7 @@ from jaxrobust.data.loader import Batch, Loader
 from jaxrobust.data.sources import load
 
 __all__ = ["Batch", "Dataset", "LazyDataset", "Loader", "augment", "load", "read"]
+
+
+def __dir__() -> list[str]:
+    return _public.names(globals())

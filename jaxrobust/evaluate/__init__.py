@@ -1,5 +1,6 @@
 """Evaluation: robust accuracy over a data set by the lanes, curves over radii, and run folders."""
 
+from jaxrobust import _public
 from jaxrobust.evaluate.autoattack import AutoAttack as AutoAttack
 from jaxrobust.evaluate.autoattack import autoattack as autoattack
 from jaxrobust.evaluate.compare import McNemar as McNemar
@@ -67,3 +68,7 @@ __all__ = [
     "uar_table",
     "unseen_mean",
 ]
+
+
+def __dir__() -> list[str]:
+    return _public.names(globals())

@@ -1,5 +1,6 @@
 """Networks in Flax NNX, their weights in files, and the adapters that make them pure functions."""
 
+from jaxrobust import _public
 from jaxrobust.models.adapters import Trainable, from_equinox, from_haiku, from_linen, from_nnx
 from jaxrobust.models.alexnet import AlexNet
 from jaxrobust.models.layers import Conv
@@ -27,3 +28,7 @@ __all__ = [
     "load_torchvision",
     "save_npz",
 ]
+
+
+def __dir__() -> list[str]:
+    return _public.names(globals())

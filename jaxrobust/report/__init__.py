@@ -7,6 +7,8 @@ needs no network and no other file, follows the reader's light or dark mode, and
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxrobust import _public
+
 if TYPE_CHECKING:
     from jaxrobust.report.page import render as render
     from jaxrobust.report.run import LEGEND as LEGEND
@@ -35,4 +37,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return _public.names(globals())

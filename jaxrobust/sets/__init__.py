@@ -1,5 +1,6 @@
 """Perturbation sets: what the adversary may do to an image."""
 
+from jaxrobust import _public
 from jaxrobust.sets.affine import Affine as Affine
 from jaxrobust.sets.affine import simplex_weights as simplex_weights
 from jaxrobust.sets.affine import weighted_sum as weighted_sum
@@ -71,3 +72,7 @@ __all__ = [
     "standard",
     "weighted_sum",
 ]
+
+
+def __dir__() -> list[str]:
+    return _public.names(globals())

@@ -1,5 +1,6 @@
 """Training: objectives built from attacks, the pure train step, and the loop around it."""
 
+from jaxrobust import _public
 from jaxrobust.training.config import TrainConfig as TrainConfig
 from jaxrobust.training.objectives import Adversarial as Adversarial
 from jaxrobust.training.objectives import Aux as Aux
@@ -39,3 +40,7 @@ __all__ = [
     "standard",
     "train_step",
 ]
+
+
+def __dir__() -> list[str]:
+    return _public.names(globals())

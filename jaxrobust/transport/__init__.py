@@ -1,5 +1,6 @@
 """Optimal transport on the pixel grid: local plans, projections onto Wasserstein balls, distances and certificates."""
 
+from jaxrobust import _public
 from jaxrobust.transport.capacity import repair as repair
 from jaxrobust.transport.distances import Bounds as Bounds
 from jaxrobust.transport.distances import bounds as bounds
@@ -39,3 +40,7 @@ __all__ = [
     "windows",
     "wright_omega",
 ]
+
+
+def __dir__() -> list[str]:
+    return _public.names(globals())

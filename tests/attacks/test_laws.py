@@ -1,4 +1,4 @@
-"""Laws that hold for every registered attack on every registered set."""
+"""The laws of `jaxrobust.testing` over every registered attack and set, and what is particular to some."""
 
 import dataclasses
 import functools
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.types import Classifier, Code, Misclassified, Targeted
+from jaxrobust.testing.attacks import ATTACK_LAWS, HOSTILE, AttackCase, broken_model, measured
+from jaxrobust.types import Classifier, Code, Targeted
 from tests import tiny
 
 # PGD on every set, and every attack on a set that suits it
@@ -48,38 +49,31 @@ KINDS |= {"sparse_rs_patch", "worst_of"}
 CASES = cases(lambda attack, name: name in SETS if attack == "pgd" else attack in KINDS)
 # laws about how an attack is run, for which one set says as much as another
 FEW = cases(lambda attack, name: f"{attack}-{name}" in ATTACKS, [p for p in PAIRS if p[0] != "pgd" or p[1] in SETS])
+# and one image is a shape of its own: its law differs from that of neighbours where the engine does, not the attack
+FEWER = [case for case in FEW if case.values[0] in {"pgd", *KINDS}]
+LAWS = {
+    "results_are_members_and_confirmed": CASES,
+    "misclassified_image_comes_back_unchanged": CASES,
+    "counts_are_the_schedule": CASES,
+    "radius_zero_returns_the_clean_image": CASES,
+    "neighbours_and_order_do_not_matter": CASES,
+    "best_point_is_at_least_as_good_as_the_clean_image": FEW,
+    "key_decides": FEW,
+    "nothing_is_traced_twice": FEW,
+    "radii_map": FEW,
+    "one_image_alone_is_the_same": FEWER,
+    "targeted_runs_go_towards_the_target": FEWER,
+}
 KEY = jax.random.key(7)
 
 
 @functools.cache
-def model(attack, perturbation_set):
-    """A classifier that the attack takes."""
-    return attacks.REGISTRY[attack].model(tiny.dense_classifier(shape=sets.REGISTRY[perturbation_set].shapes[0]))
-
-
-@functools.cache
-def batch(perturbation_set):
-    return tiny.images_and_labels(model("pgd", perturbation_set), shape=sets.REGISTRY[perturbation_set].shapes[0])
-
-
-def make(attack, perturbation_set):
-    """A registered attack, at most three steps of it."""
-    made = attacks.REGISTRY[attack](sets.REGISTRY[perturbation_set]())
-    return dataclasses.replace(made, steps=min(made.steps, 3)) if hasattr(made, "steps") else made
-
-
-@functools.cache
-def result(attack, perturbation_set):
-    return attacks.run(
-        make(attack, perturbation_set), model(attack, perturbation_set), *batch(perturbation_set), key=KEY
-    )
-
-
-@jax.jit
-def measured(perturbation_set, images, thetas):
-    """Whether parameters are members, their images and their sizes, apart from any attack."""
-    methods = (perturbation_set.contains, perturbation_set.apply, perturbation_set.size)
-    return [jax.vmap(method)(images, thetas) for method in methods]
+def case(attack, perturbation_set, classes=tiny.CLASSES):
+    """A registered attack, at most three steps of it, and the network of its laws."""
+    entry = sets.REGISTRY[perturbation_set]
+    made = attacks.REGISTRY[attack](entry())
+    made = dataclasses.replace(made, steps=min(made.steps, 3)) if hasattr(made, "steps") else made
+    return AttackCase(made, entry.shapes[0], classes, attacks.REGISTRY[attack].model)
 
 
 def assert_equal(left, right, atol=0.0):
@@ -88,183 +82,36 @@ def assert_equal(left, right, atol=0.0):
         np.testing.assert_allclose(a, b, atol=atol, rtol=0, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
-def test_results_are_members_and_confirmed(attack, perturbation_set):
-    made, found, (images, labels) = (
-        make(attack, perturbation_set),
-        result(attack, perturbation_set),
-        batch(perturbation_set),
-    )
-    inside, applied, sizes = measured(made.set, images, found.parameters)
-    assert inside.all()
-    assert found.images.shape == images.shape
-    assert found.images.dtype == images.dtype
-    assert float(found.images.min()) >= 0
-    assert float(found.images.max()) <= 1
-    moved = (np.asarray(found.images) != images).any(axis=(1, 2, 3)) | made.set.contains_clean
-    np.testing.assert_allclose(applied[moved], found.images[moved], atol=2e-5)
-    np.testing.assert_allclose(sizes[moved], found.size[moved], rtol=1e-5)
-    np.testing.assert_array_equal(model(attack, perturbation_set)(found.images).argmax(-1) != labels, found.success)
+@pytest.mark.parametrize(
+    ("attack", "perturbation_set", "law"),
+    [
+        pytest.param(*one.values, law, id=f"{law}-{one.id}", marks=one.marks)
+        for law, those in LAWS.items()
+        for one in those
+    ],
+)
+def test_law(law, attack, perturbation_set):
+    ATTACK_LAWS[law](case(attack, perturbation_set))
 
 
-@pytest.mark.parametrize(("attack", "perturbation_set"), FEW)
-def test_the_best_point_is_at_least_as_good_as_the_clean_image(attack, perturbation_set):
-    made, found, (images, labels) = (
-        make(attack, perturbation_set),
-        result(attack, perturbation_set),
-        batch(perturbation_set),
-    )
-    keys = attacks.example_keys(KEY, np.arange(len(images)))
-    start = jax.vmap(made.init)(
-        keys, images, Misclassified(jnp.asarray(labels)), model(attack, perturbation_set)(images)
-    )
-    clean = jax.vmap(made.best)(start)
-    assert (np.asarray(found.success) >= np.asarray(clean.success)).all()
-    gained = np.asarray(found.success) & ~np.asarray(clean.success)
-    # two programs, and so two roundings of the same logits
-    assert (gained | (np.asarray(found.loss) >= np.asarray(clean.loss) - 1e-5)).all()
-
-
-@pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
-def test_a_misclassified_image_comes_back_unchanged(attack, perturbation_set):
-    found, (images, _) = result(attack, perturbation_set), batch(perturbation_set)
-    assert found.code[-1] == Code.ALREADY
-    assert found.success[-1]
-    assert found.size[-1] == 0
-    np.testing.assert_allclose(found.images[-1], images[-1], atol=1e-6)
-    assert (int(found.forwards[-1]), int(found.backwards[-1])) == (1, 0)
-    assert (np.asarray(found.code[:-1]) == Code.RAN).all()
-
-
-@pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
-def test_counts_are_the_schedule(attack, perturbation_set):
-    made, found = make(attack, perturbation_set), result(attack, perturbation_set)
-    schedule = (1 + made.width * made.asks * made.restarts, made.gradients * made.restarts)
-    for counts, most in zip((found.forwards, found.backwards), schedule, strict=True):
-        counts = np.asarray(counts[:-1])
-        assert ((counts > 0) & (counts <= most) if made.ends_early and most else counts == most).all()
-
-
-@pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
-def test_radius_zero_returns_the_clean_image(attack, perturbation_set):
-    images, labels = batch(perturbation_set)
-    if not make(attack, perturbation_set).set.contains_clean:
-        return
-    found = attacks.run(
-        make(attack, perturbation_set).with_radius(0.0), model(attack, perturbation_set), images, labels, key=KEY
-    )
-    np.testing.assert_allclose(found.images, images, atol=1e-6)
-    np.testing.assert_array_equal(found.success, np.arange(len(images)) == len(images) - 1)
-
-
-@pytest.mark.parametrize(("attack", "perturbation_set"), CASES)
-def test_neighbours_and_order_do_not_matter(attack, perturbation_set):
-    (images, labels), found = batch(perturbation_set), result(attack, perturbation_set)
-    order = np.array([3, 0, 5, 1, 1, 1, 6, 2])  # others left out, one three times
-    again = attacks.run(
-        make(attack, perturbation_set),
-        model(attack, perturbation_set),
-        images[order],
-        labels[order],
-        key=KEY,
-        indices=order,
-    )
-    assert_equal(again, jax.tree.map(lambda leaf: leaf[order], found))
-
-
-# one image is a shape of its own: its law differs from that of neighbours where the engine does, not the attack
-@pytest.mark.parametrize(("attack", "perturbation_set"), [case for case in FEW if case.values[0] in {"pgd", *KINDS}])
-def test_one_image_alone(attack, perturbation_set):
-    (images, labels), found = batch(perturbation_set), result(attack, perturbation_set)
-    alone = attacks.run(
-        make(attack, perturbation_set),
-        model(attack, perturbation_set),
-        images[2:3],
-        labels[2:3],
-        key=KEY,
-        indices=np.array([2]),
-    )
-    assert_equal(alone, jax.tree.map(lambda leaf: leaf[2:3], found), atol=2e-4)
-
-
-@pytest.mark.parametrize(("attack", "perturbation_set"), FEW)
-def test_the_key_decides(attack, perturbation_set):
-    made, found = make(attack, perturbation_set), result(attack, perturbation_set)
-    assert_equal(attacks.run(made, model(attack, perturbation_set), *batch(perturbation_set), key=KEY), found)
-    if made.random:
-        other = attacks.run(made, model(attack, perturbation_set), *batch(perturbation_set), key=jax.random.key(8))
-        assert not np.array_equal(other.images, found.images)
-
-
-@pytest.mark.parametrize(("attack", "perturbation_set"), FEW)
-def test_nothing_is_traced_twice(attack, perturbation_set):
-    traces = 0
-
-    def counting(params, images):
-        nonlocal traces
-        traces += 1
-        return tiny.dense_net(params, images)
-
-    entry = attacks.REGISTRY[attack]
-    made, (images, labels) = make(attack, perturbation_set), batch(perturbation_set)
-    params, others = (tiny.dense_params(seed, shape=images.shape[1:]) for seed in (0, 1))
-    attacks.run(made, entry.model(Classifier(counting, params)), images, labels, key=KEY)
-    first = traces
-    values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
-    lowered = {name: 0.9 * value for name, value in values.items() if isinstance(value, float)}
-    typical = float(made.set.radius)
-    for radius in (0.3 * typical, np.float32(0.4 * typical), 1, jnp.asarray(0.5 * typical)):
-        again = dataclasses.replace(made, **lowered).with_radius(radius)
-        attacks.run(again, entry.model(Classifier(counting, others)), 1 - images, 1 - labels % 2, key=jax.random.key(1))
-    assert traces == first
-
-
-@pytest.mark.parametrize(("attack", "perturbation_set"), FEW)
-def test_radii_map(attack, perturbation_set):
-    """vmap over the radius equals one radius after the other."""
-    made, (images, labels) = make(attack, perturbation_set), batch(perturbation_set)
-    radii = float(made.set.radius) * np.array([0.1, 0.5, 1.0], np.float32)
-
-    network = model(attack, perturbation_set)
-
-    @jax.jit
-    def mapped(radii):
-        return jax.vmap(lambda r: attacks.run(made.with_radius(r), network, images, labels, key=KEY))(radii)
-
-    together = mapped(radii)
-    for i, radius in enumerate(radii):
-        single = attacks.run(made.with_radius(radius), model(attack, perturbation_set), images, labels, key=KEY)
-        assert_equal(jax.tree.map(lambda leaf, i=i: leaf[i], together), single, atol=1e-3)
+def test_all_laws_are_run():
+    assert set(LAWS) | {"survives_broken_models"} == set(ATTACK_LAWS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", ["fgsm", "mi_fgsm", "rs_fgsm"])
 def test_compiled_equals_uncompiled(attack):
-    made, (images, labels) = make(attack, "linf"), batch("linf")
-    made = dataclasses.replace(made, steps=min(made.steps, 2))
-    compiled = attacks.run(made, model(attack, "linf"), images[:2], labels[:2], key=KEY)
+    problem = case(attack, "linf")
+    made = dataclasses.replace(problem.attack, steps=min(problem.attack.steps, 2))
+    compiled = problem.run([0, 1], attack=made)
     with jax.disable_jit():
-        plain = attacks.run(made, model(attack, "linf"), images[:2], labels[:2], key=KEY)
+        plain = problem.run([0, 1], attack=made)
     assert_equal(compiled, plain, atol=2e-4)
-
-
-HOSTILE = {
-    "saturated": lambda z: 1e4 * z,
-    "huge": lambda z: 1e30 * z,
-    "constant": lambda z: jnp.zeros_like(z) * z.sum(),
-    "quantised": lambda z: jnp.round(z * 3),
-    "ties": lambda z: jnp.ones_like(z) * z.sum(1, keepdims=True),
-}
-
-
-def _hostile(classes, which, images):
-    return jax.lax.switch(which, list(HOSTILE.values()), images.reshape(images.shape[0], -1)[:, :classes])
 
 
 @pytest.fixture(scope="module", params=[3, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 4))])
 def hostile_models(request):
-    forward = functools.partial(_hostile, request.param)
-    return {name: Classifier(forward, jnp.asarray(i)) for i, name in enumerate(HOSTILE)}
+    return {name: broken_model(name, request.param) for name in HOSTILE}
 
 
 EXTREME = np.stack([np.zeros(tiny.SHAPE), np.ones(tiny.SHAPE), np.random.default_rng(0).random(tiny.SHAPE)])
@@ -293,18 +140,6 @@ def test_hostile_models_give_finite_members(hostile_models, loss, perturbation_s
         np.testing.assert_array_equal(found.success, fresh == targets if targeted else fresh != labels, err_msg=name)
 
 
-BROKEN = HOSTILE | {
-    "nan": lambda z: z * jnp.nan,
-    # finite at clean images, whose pixels are multiples of 1/64, and NaN at all others
-    "nan_around": lambda z: jnp.where(jnp.all(z * 64 == jnp.round(z * 64), 1, keepdims=True), z, jnp.nan),
-}
-
-
-def _broken(classes, which, images):
-    z = images.reshape(images.shape[0], -1)
-    return jax.lax.switch(which, [lambda z, f=f: f(z)[:, :classes] for f in BROKEN.values()], z)
-
-
 # two classes for all, three for those that rank classes; by default one
 RANKING = {"apgd_dlr", "apgd_t", "deepfool", "fab_t", "jsma", "least_likely"}
 BROKEN_CASES = [(name, 2) for name in sorted(attacks.REGISTRY)] + [(name, 3) for name in sorted(RANKING)]
@@ -313,31 +148,7 @@ BROKEN_CASES = [pytest.param(*case, marks=[] if case == ("square", 2) else [pyte
 
 @pytest.mark.parametrize(("attack", "classes"), BROKEN_CASES)
 def test_every_attack_survives_every_broken_model(attack, classes):
-    """Without gradients, of two and three classes, constant, with ties, and NaN: finite members, no false success."""
-    made, shape = make(attack, attacks.REGISTRY[attack].on), sets.REGISTRY[attacks.REGISTRY[attack].on].shapes[0]
-    images = np.stack([np.zeros(shape), np.ones(shape), np.random.default_rng(0).integers(0, 65, shape) / 64])
-    images, labels = images.astype(np.float32), np.array([0, 1, 0], np.int32)
-    forward = functools.partial(_broken, classes)
-    for i, name in enumerate(BROKEN):
-        network = attacks.REGISTRY[attack].model(Classifier(forward, jnp.asarray(i)))
-        found = attacks.run(made, network, images, labels, key=KEY, check=False)
-        fresh, clean = (np.asarray(network(x)) for x in (found.images, images))
-        assert np.isfinite(found.images).all(), name
-        assert float(found.images.min()) >= 0, name
-        assert float(found.images.max()) <= 1, name
-        assert np.isfinite(found.size).all(), name
-        assert measured(made.set, images, found.parameters)[0].all(), name
-        success, code = np.asarray(found.success), np.asarray(found.code)
-        sound = np.isfinite(fresh).all(1) & (fresh.argmax(-1) != labels)
-        np.testing.assert_array_equal(success, sound, err_msg=name)
-        np.testing.assert_array_equal(
-            code == Code.ALREADY, np.isfinite(clean).all(1) & (clean.argmax(-1) != labels), name
-        )
-        if name in ("constant", "ties"):  # the first class, wherever one goes
-            np.testing.assert_array_equal(success, labels != 0, err_msg=name)
-        if name == "nan":
-            assert (code == Code.NON_FINITE).all()
-            np.testing.assert_array_equal(found.images, images)
+    ATTACK_LAWS["survives_broken_models"](case(attack, attacks.REGISTRY[attack].on, classes))
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 2), pytest.param((3, 8, 1), marks=pytest.mark.slow)])

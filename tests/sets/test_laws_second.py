@@ -6,6 +6,6 @@ from tests.sets.laws import *  # noqa: F403
 from tests.sets.laws import share
 
 
-@pytest.fixture(params=share(1))
+@pytest.fixture(params=share(1), scope="module")
 def name(request):
     return request.param
