@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
+from jaxrobust.attacks.core.engine import of_examples
 from jaxrobust.evaluate import _saved
 from jaxrobust.evaluate._programs import fitting, meets, rows_of
 from jaxrobust.evaluate.export import still_fooled
@@ -56,7 +57,8 @@ def robustness(
             place of labels, a criterion that has them, such as `Targeted(targets, labels)`, `TopK(labels, 5)` or
             `Confident(Misclassified(labels), 0.9)`. An example then is robust if no point, the clean image among them,
             meets it, and a clean error if the clean image does.
-        attacks: one attack, several, or a dictionary from names to attacks.
+        attacks: one attack, several, or a dictionary from names to attacks; their sets' radii may be arrays (N,), one
+            an image.
         key: makes all randomness. An example's result depends on the key, the attack's name and its place in the
             data, and on nothing else: not on the lanes, the devices, the other attacks or an interruption.
         name: the model's name in tables.
@@ -115,7 +117,7 @@ def robustness(
         found = None
         if len(rows):
             found = drive(
-                attack,
+                of_examples(attack, rows) if len(rows) < len(images) else attack,
                 model,
                 images[among],
                 rows_of(goal, rows),

@@ -181,7 +181,7 @@ def radius(run: Run) -> dict[str, Any] | None:
             label=f"Robust accuracy against radius under {attack}",
             x_label=f"radius ({about['set']})" if about.get("set") else "radius",
             y_label="robust accuracy",
-            mark=about.get("radius"),
+            mark=about.get("radius") if text.measured(about.get("radius")) else None,
             fraction=True,
         )
         panels.append({"name": attack, "count": _same([c.get("count") for c in curves]), "svg": svg, "about": about})
