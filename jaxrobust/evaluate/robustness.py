@@ -14,6 +14,7 @@ import numpy as np
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.attacks.core.engine import of_examples
+from jaxrobust.attacks.suites import Suite
 from jaxrobust.evaluate import _saved
 from jaxrobust.evaluate._programs import fitting, meets, rows_of
 from jaxrobust.evaluate.export import still_fooled
@@ -94,6 +95,7 @@ def robustness(
     images, goal = _goal(data)
     labels = goal.label
     named = _named(attacks)
+    cheapened = attacks.cheapened if isinstance(attacks, Suite) else None
     if isinstance(trained_on, str):
         raise TypeError(f"trained_on must be a sequence of names; got the string {trained_on!r}")
     _checks.count("lanes", lanes)
@@ -153,7 +155,7 @@ def robustness(
         images=images,
         key=np.asarray(jax.random.key_data(key)).tolist(),
         trained_on=tuple(trained_on),
-        notes=dict(notes or {}),
+        notes=dict(notes or {}) | ({"cheapened": cheapened} if cheapened else {}),
         goal=goal,
     )
 

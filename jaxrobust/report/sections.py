@@ -51,7 +51,8 @@ def summary(run: Run) -> dict[str, Any]:
         "device": run.results["device"],
     }
     doubtful = [model["name"] for model in run.models if (diagnostics(model) or {}).get("flags")]
-    return {"facts": facts, "statement": _statement(run), "doubtful": doubtful}
+    cheapened = {model["name"]: model["notes"]["cheapened"] for model in run.models if "cheapened" in model["notes"]}
+    return {"facts": facts, "statement": _statement(run), "doubtful": doubtful, "cheapened": cheapened}
 
 
 def _statement(run: Run) -> str:
