@@ -73,6 +73,13 @@ def number(name: str, value: Any, *, low: float = 0.0, high: float = np.inf) -> 
     return array[()]
 
 
+def one_radius(perturbation_set: Any) -> None:
+    """A set of one radius, where what is computed is of all images together."""
+    shape = jnp.shape(perturbation_set.radius)
+    if shape:
+        raise ValueError(f"radius must be one number here, not one an image; got shape {shape}")
+
+
 def count(name: str, value: Any, *, low: int = 1) -> int:
     """A static whole number."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):

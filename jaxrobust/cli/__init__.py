@@ -65,6 +65,10 @@ def _evaluate(own: argparse.ArgumentParser) -> None:
     what.add_argument("--attack", action="append", default=[], metavar="ATTACK", help="may be given again; see below")
     what.add_argument("--radius", metavar="R[,R...]", help="of all attacks that have none of their own: 8/255")
     what.add_argument(
+        "--steps", type=int, metavar="N", help="fewer steps of suites, for a first look; the result says so"
+    )
+    what.add_argument("--queries", type=int, metavar="N", help="fewer queries of suites, likewise")
+    what.add_argument(
         "--targets", metavar="TARGETS", help="success is this class: next, the one after the label, or a .npy file"
     )
     what.add_argument("--masking", action="store_true", help="look for signs of masked gradients too")

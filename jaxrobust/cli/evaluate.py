@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace, warned: list[str]) -> None:
     began = time.perf_counter()
     out = pathlib.Path(options.out)
-    groups = specs.plan(options.suite, options.attack, specs.radii(options.radius) if options.radius else ())
+    budget = {"steps": options.steps, "queries": options.queries}
+    groups = specs.plan(options.suite, options.attack, specs.radii(options.radius) if options.radius else (), budget)
     devices = _devices(options.devices)
     examples = specs.data_set(options.data, data_dir=options.data_dir, size=options.size)
     images, labels = examples
@@ -152,7 +153,8 @@ def _evaluated(
             parts.append(evaluate.robustness(model, examples, group.attacks, save_dir=save_dir, **options))
     outcomes = {name: outcome for part in parts for name, outcome in part.outcomes.items()}
     fields = {field.name: getattr(parts[0], field.name) for field in dataclasses.fields(Evaluation)}
-    return Evaluation(**{**fields, "outcomes": outcomes})
+    less = "; ".join(text for group in groups for text in group.cheapened)
+    return Evaluation(**{**fields, "outcomes": outcomes, "notes": {"cheapened": less} if less else {}})
 
 
 # radius -> attack -> which examples withstand it there
@@ -286,8 +288,9 @@ def _told(out: pathlib.Path) -> str:
     model = report.load(out).models[0]
     figures = {"clean": model["clean"], **model["attacks"], "union": model["union"]}
     accuracies = ", ".join(f"{name} {100 * entry['accuracy']:.1f}" for name, entry in figures.items())
+    less = f"cheapened: {model['notes']['cheapened']}\n" if "cheapened" in model["notes"] else ""
     return (
-        f"finished already, --overwrite runs it anew; {model['name']}, accuracy in %: {accuracies}\n"
+        f"finished already, --overwrite runs it anew; {model['name']}, accuracy in %: {accuracies}\n{less}"
         f"report: {report.render(out)}"
     )
 

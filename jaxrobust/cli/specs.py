@@ -156,20 +156,25 @@ class Planned:
         attacks: name -> attack, at the largest radius.
         radii: name -> its radii, rising; one only where there is nothing to sweep.
         suite: whether each attack sees only what earlier ones have left, as in AutoAttack.
+        cheapened: what suites have less than the standard ones, in words.
     """
 
     attacks: dict[str, attacks.Attack]
     radii: dict[str, tuple[float, ...]]
     suite: bool
+    cheapened: list[str] = dataclasses.field(default_factory=list)
 
 
-def plan(suites: list[str], specs: list[str], everywhere: tuple[float, ...]) -> list[Planned]:
+def plan(
+    suites: list[str], specs: list[str], everywhere: tuple[float, ...], budget: Mapping[str, int | None] | None = None
+) -> list[Planned]:
     """The attacks that a command line asks for.
 
     Args:
         suites: what was given by `--suite`.
         specs: what was given by `--attack`.
         everywhere: the radii of whatever has none of its own and takes one.
+        budget: `steps` and `queries` of suites that have not their own, which make them cheaper.
 
     Returns:
         One group a suite of AutoAttack, and one of all others.
@@ -179,6 +184,9 @@ def plan(suites: list[str], specs: list[str], everywhere: tuple[float, ...]) -> 
     """
     if not (suites or specs):
         raise ValueError("--suite or --attack must say what to evaluate under; got neither")
+    cheaper = {name: value for name, value in (budget or {}).items() if value is not None}
+    if cheaper and not suites:
+        raise ValueError(f"--{next(iter(cheaper))} must be left out without --suite; an attack has it as an option")
     groups: list[Planned] = []
     rest = Planned({}, {}, suite=False)
     chosen = [read_spec(text, of_suite=True) for text in suites]
@@ -189,10 +197,13 @@ def plan(suites: list[str], specs: list[str], everywhere: tuple[float, ...]) -> 
         used = used or (has_radius and not spec.radii)
         top = {"radius": ladder[-1]} if ladder else {}
         make = functools.partial(attacks.suite, spec.kind)
-        made = _called(make, attacks.suite, spec, top | dict(spec.options))
+        made = _called(make, attacks.suite, spec, top | cheaper | dict(spec.options))
         lead = spec.name or (spec.kind if len(chosen) > 1 or specs else None)
+        less = made.cheapened
         made = {f"{lead} {name}" if lead else name: attack for name, attack in made.items()}
         group = Planned({}, {}, suite=True) if has_radius else rest
+        if less:
+            group.cheapened.append(f"{lead}: {less}" if lead else less)
         _add(group, made, dict.fromkeys(made, ladder), spec)
         if group is not rest:
             groups.append(group)

@@ -38,11 +38,11 @@ def followed(attack: Attack, states: Any, logits: Any, *, stop: engine.Stop) -> 
     Whether it does follows from the logits alone, so the points are told here without gradients, to see.
     """
     after = engine.tell(attack, states, logits, None, stop=stop)
-    before, told = (jax.vmap(attack.best)(of) for of in (states, after))
+    before, told = (engine.each(attack, "best", of) for of in (states, after))
     wanted = told.backwards > before.backwards
     if stop == "success":
         wanted &= ~told.success
-    directions = jax.vmap(attack.cotangents)(states, logits)
+    directions = engine.each(attack, "cotangents", states, logits)
     return jnp.where(wanted[:, None, None, None], directions, 0)
 
 
@@ -95,10 +95,10 @@ def _pulled(loss: Callable[..., Any], model: Classifier, images: Any, labels: An
 
 _gradients = _compile.jit(_pulled, static_argnums=0)
 _begin = _compile.jit(engine.begin)
-_ask = _compile.jit(lambda attack, states: jax.vmap(attack.ask)(states))
+_ask = _compile.jit(lambda attack, states: engine.each(attack, "ask", states))
 _followed = _compile.jit(followed, static_argnames="stop")
 _tell = _compile.jit(engine.tell, static_argnames="stop")
-_loss_of = _compile.jit(lambda attack, states: jax.vmap(attack.loss_of)(states))
+_loss_of = _compile.jit(lambda attack, states: engine.each(attack, "loss_of", states))
 
 
 def losses(attack: Attack, model: Classifier | HostModel, images: Any, labels: Any, *, key: Key) -> np.ndarray:
@@ -109,6 +109,7 @@ def losses(attack: Attack, model: Classifier | HostModel, images: Any, labels: A
     check_attack(attack, model)
     _checks.key(key)
     _checks.image_shape(images)
+    engine.check_radii(attack, images)
     images = np.asarray(_checks.widened(images))
     goal = jax.tree.map(np.asarray, _checks.criterion(labels, images))
     keys = engine.example_keys(key, np.arange(len(images)))

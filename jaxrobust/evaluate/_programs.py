@@ -72,7 +72,7 @@ def _stepping(lanes: NamedSharding) -> Callable[..., Any]:
 
 
 def _with_finished(attack: Attack, states: Any, stop: engine.Stop) -> tuple[Any, Any]:
-    return states, jax.vmap(lambda state: engine.is_finished(attack, state, stop))(states)
+    return states, engine.each(attack, functools.partial(engine.is_finished, stop=stop), states)
 
 
 @functools.lru_cache(maxsize=16)
@@ -93,7 +93,7 @@ def _shared(lanes: NamedSharding) -> Programs:
 
     @functools.partial(jit, out_shardings=everywhere)
     def ask(attack: Attack, states: Any) -> tuple[Any, Any]:
-        return jax.vmap(attack.ask)(states), jax.vmap(attack.meant)(states)
+        return engine.each(attack, "ask", states), engine.each(attack, "meant", states)
 
     followed = jit(_hosts.followed, out_shardings=everywhere, static_argnames="stop")
 
@@ -105,7 +105,7 @@ def _shared(lanes: NamedSharding) -> Programs:
     def harvest(
         attack: Attack, states: Any, slots: Any, images: Any, known: Books | None, *, stop: engine.Stop
     ) -> Books:
-        best = jax.vmap(attack.best)(rows_of(states, slots))
+        best = engine.each(attack, "best", rows_of(states, slots))
         # not the parameters, which may be of any shape, but what they are needed for; nor the logits
         best = dataclasses.replace(best, parameters=engine.contained(attack, images, best), logits=None)
         if known is not None:

@@ -49,7 +49,7 @@ class AutoAttack(Evaluation):
             )
             before = left
         lines.append(f"robust accuracy: {self.union} %")
-        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+        return "\n".join([*lines, *self._small_print, *(f"warning: {warning}" for warning in self.warnings)])
 
 
 def autoattack(
@@ -60,6 +60,8 @@ def autoattack(
     norm: str = "linf",
     radius: Number | None = None,
     version: str = "standard",
+    steps: int | None = None,
+    queries: int | None = None,
     attacks: Mapping[str, Attack] | None = None,
     **options: Any,
 ) -> AutoAttack:
@@ -77,6 +79,8 @@ def autoattack(
         radius: ε; by default the usual one of CIFAR-10, 8/255, 0.5 and 12.
         version: "standard", "plus" (l∞ and l2): more restarts, and the untargeted forms, or "rand", for randomised
             models: APGD by cross-entropy and by DLR on the mean of 20 draws.
+        steps: for a first look, fewer steps than the 100 of the version; see `attacks.suite`. The result says so.
+        queries: likewise of Square's 5000.
         attacks: name -> attack, in the order in which they run, in place of a version; `norm` and `radius` then do not
             count.
         **options: of `evaluate.robustness`, such as `lanes`, `save_dir` (a killed run goes on), `run_id`, `progress`.
@@ -88,7 +92,8 @@ def autoattack(
 
     Raises:
         TypeError: as `evaluate.robustness`.
-        ValueError: as `evaluate.robustness`, an unknown norm or version.
+        ValueError: as `evaluate.robustness`, an unknown norm or version, more steps or queries than the version has,
+            or either of them beside `attacks`.
 
     Example:
         >>> print(autoattack(model, (x, y), norm="linf", radius=8 / 255, key=key))  # doctest: +SKIP
@@ -101,7 +106,9 @@ def autoattack(
         family = VERSIONS[_checks.choice("version", version, VERSIONS)]
         norms = [known for known in BALLS if f"{family}-{known}" in SUITES]
         _checks.choice("norm", norm, norms, otherwise=f" for version {version!r}")
-        attacks = suite(f"{family}-{norm}", radius=radius)
+        attacks = suite(f"{family}-{norm}", radius=radius, steps=steps, queries=queries)
+    elif steps is not None or queries is not None:
+        raise ValueError(f"steps and queries must be None beside attacks, which have their own; got {steps}, {queries}")
     evaluation = robustness(model, data, attacks, key=key, only_survivors=True, **options)
     white_box = any(attack.gradients for attack in attacks.values())
     found = tuple((_zero_gradients(model, evaluation) if white_box else []) + _square_gains(evaluation))

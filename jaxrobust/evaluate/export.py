@@ -41,7 +41,8 @@ def rows(evaluation: Evaluation) -> Iterator[Row]:
     yield {"model": evaluation.name, "attack": "clean", **evaluation.clean._asdict()}
     for name, outcome in evaluation.outcomes.items():
         attack_set = outcome.attack.set
-        about = {"set": type(attack_set).__name__, "radius": np.asarray(attack_set.radius).tolist()}
+        radius = np.asarray(attack_set.radius)
+        about = {"set": type(attack_set).__name__, "radius": None if radius.ndim else radius.tolist()}
         yield {"model": evaluation.name, "attack": name, **about, **outcome.summary()}
     if len(evaluation.outcomes) > 1:
         yield {"model": evaluation.name, "attack": "union", **evaluation.union._asdict()}
@@ -51,11 +52,13 @@ def example_rows(evaluation: Evaluation) -> Iterator[Row]:
     """One row an attack and example."""
     prediction = evaluation.prediction
     for name, outcome in evaluation.outcomes.items():
+        radius = np.asarray(outcome.attack.set.radius)
         for i, label in enumerate(evaluation.labels):
             yield {
                 "model": evaluation.name,
                 "attack": name,
                 "example": i,
+                **({"radius": float(radius[i])} if radius.ndim else {}),
                 "label": int(label),
                 "prediction": int(prediction[i]),
                 "outcome": OUTCOMES[outcome.outcome[i]],

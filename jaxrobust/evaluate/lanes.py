@@ -110,7 +110,7 @@ def run_lanes(
     """Attack a whole data set, as `attacks.run` would but without wasting a step; see this module's first lines.
 
     Args:
-        attack: the attack; for a host model without a pullback one that uses no gradients.
+        attack: the attack, of one radius or one an image; for a host model without a pullback one without gradients.
         model: the classifier, or a `HostModel`.
         images: (N, H, W, C) floating point in [0, 1], held on the host.
         labels: (N,) true labels, or a criterion.
@@ -250,6 +250,7 @@ def check(
     engine.check_attack(attack)
     _checks.key(key)
     _checks.image_shape(images)
+    engine.check_radii(attack, images)
     images = _checks.widened(images)
     goal = _checks.criterion(labels, images)
     if indices is None:
@@ -299,6 +300,7 @@ class _Run:
         if isinstance(lent, Classifier):
             attack = attack.bound_to(lent)
         self.attack, self.model, self.images, self.goal = attack, model, images, goal
+        self.alike = engine.of_examples(attack, slice(0)) is attack  # on all examples
         self.runs = attack.runs(logits.shape[-1])  # of an example
         self.key, self.indices, self.logits, self.stop = key, indices, logits, stop
         self.batch = fitting(len(images), lanes)  # the clean pass's, whose program confirms successes too
@@ -442,7 +444,7 @@ class _Run:
 
     def _step(self, live: np.ndarray, gradient: bool) -> Callable[[], tuple[Any, Any]]:
         """What takes a step; a host model has answered then, to live lanes and points that are meant only."""
-        attack, model = self.there.attack, self.there.model
+        attack, model = self._attack_on(self.lane_example), self.there.model
         if not isinstance(model, HostModel):
             return lambda: self.programs.step(attack, model, self.states, stop=self.stop, gradient=gradient)
         points, meant = jax.device_get(self.programs.ask(attack, self.states))
@@ -480,7 +482,11 @@ class _Run:
         rows, runs = pad(rows, chunk), pad(runs, chunk).astype(np.uint32)
         goal = rows_of(self.goal, rows)
         jobs = (self.images[rows], goal, self.there.key, self.indices[rows], runs, self.logits[rows])
-        return self.programs.fresh(self.there.attack, *jobs)
+        return self.programs.fresh(self._attack_on(rows), *jobs)
+
+    def _attack_on(self, rows: np.ndarray) -> Attack:
+        """The attack on some examples, one a row."""
+        return self.there.attack if self.alike else engine.of_examples(self.there.attack, rows)
 
     def _filled(self, new: Any) -> Any:
         """Lanes that all hold a copy of the first of some states: a state of zeros might be one no attack knows."""
@@ -488,8 +494,9 @@ class _Run:
 
     def _best(self, states: Any, rows: np.ndarray, slots: np.ndarray, chunk: int, known: Books | None = None) -> Books:
         """What the lanes `slots` have booked for the examples `rows`, at most a chunk."""
-        images = self.images[pad(rows, chunk)]
-        found = self.programs.harvest(self.there.attack, states, pad(slots, chunk), images, known, stop=self.stop)
+        rows = pad(rows, chunk)
+        attack, images = self._attack_on(rows), self.images[rows]
+        found = self.programs.harvest(attack, states, pad(slots, chunk), images, known, stop=self.stop)
         return {name: values[: len(slots)] for name, values in jax.device_get(found).items()}
 
     def conclude(self) -> tuple[AttackResult, np.ndarray]:

@@ -193,6 +193,7 @@ def masking(
             raise ValueError(f"black_box[{place!r}] must use no gradients; got {attack}")
     options: dict[str, Any] = {"lanes": lanes, "devices": devices}
     iterative = pgd(set, steps=steps, relative_step_size=4.0 / steps)
+    _checks.one_radius(set)
     by_dlr = dataclasses.replace(iterative, loss="dlr")
     white_box = {"one step": fgsm(set), "iterative": iterative, "iterative, DLR": by_dlr}
     found = robustness(model, data, white_box, key=key, name=name, progress=progress, **options)

@@ -218,11 +218,17 @@ class Evaluation:
             return f"given targets{confidence}"
         return (f"top-{goal.k} errors" if goal.k > 1 else "errors") + confidence
 
+    @property
+    def _small_print(self) -> list[str]:
+        """What must be said wherever the accuracies are: that a suite was cheapened."""
+        return [f"cheapened: {self.notes['cheapened']}"] if "cheapened" in self.notes else []
+
     def __repr__(self) -> str:
         found = {"clean": self.clean, **{name: self.accuracy(name) for name in self.outcomes}}
         found |= {"worst case": self.union} if len(self.outcomes) > 1 else {}
         accuracies = ", ".join(f"{name} {100 * each.accuracy:.1f}" for name, each in found.items())
-        return f"Evaluation({self.name!r}, {len(self.labels)} examples; accuracy in %: {accuracies})"
+        less = "; cheapened" if self._small_print else ""
+        return f"Evaluation({self.name!r}, {len(self.labels)} examples; accuracy in %: {accuracies}{less})"
 
     def __getitem__(self, attack: str) -> AttackOutcome:
         """What one attack did."""
@@ -406,7 +412,7 @@ class Evaluation:
             if outcome is not None and outcome.attack.minimum_norm and not outcome.inherits:
                 about += f"; median distance {outcome.median_distance:.4g}"
             lines.append(f"  {name:<{width}}  {accuracy:>{wide}} [{least:>{low}}, {most:>{high}}]{about}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._small_print])
 
 
 def unseen_mean(accuracies: Mapping[str, float], trained_on: Collection[str]) -> float | None:

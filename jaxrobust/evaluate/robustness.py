@@ -13,6 +13,8 @@ import numpy as np
 
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
+from jaxrobust.attacks.core.engine import of_examples
+from jaxrobust.attacks.suites import Suite
 from jaxrobust.evaluate import _saved
 from jaxrobust.evaluate._programs import fitting, meets, rows_of
 from jaxrobust.evaluate.export import still_fooled
@@ -56,7 +58,8 @@ def robustness(
             place of labels, a criterion that has them, such as `Targeted(targets, labels)`, `TopK(labels, 5)` or
             `Confident(Misclassified(labels), 0.9)`. An example then is robust if no point, the clean image among them,
             meets it, and a clean error if the clean image does.
-        attacks: one attack, several, or a dictionary from names to attacks.
+        attacks: one attack, several, or a dictionary from names to attacks; their sets' radii may be arrays (N,), one
+            an image.
         key: makes all randomness. An example's result depends on the key, the attack's name and its place in the
             data, and on nothing else: not on the lanes, the devices, the other attacks or an interruption.
         name: the model's name in tables.
@@ -92,6 +95,7 @@ def robustness(
     images, goal = _goal(data)
     labels = goal.label
     named = _named(attacks)
+    cheapened = attacks.cheapened if isinstance(attacks, Suite) else None
     if isinstance(trained_on, str):
         raise TypeError(f"trained_on must be a sequence of names; got the string {trained_on!r}")
     _checks.count("lanes", lanes)
@@ -115,7 +119,7 @@ def robustness(
         found = None
         if len(rows):
             found = drive(
-                attack,
+                of_examples(attack, rows) if len(rows) < len(images) else attack,
                 model,
                 images[among],
                 rows_of(goal, rows),
@@ -151,7 +155,7 @@ def robustness(
         images=images,
         key=np.asarray(jax.random.key_data(key)).tolist(),
         trained_on=tuple(trained_on),
-        notes=dict(notes or {}),
+        notes=dict(notes or {}) | ({"cheapened": cheapened} if cheapened else {}),
         goal=goal,
     )
 

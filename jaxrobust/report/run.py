@@ -48,7 +48,7 @@ LEGEND = {
     "outside": "number of examples whose success lies outside of the attack's own set; they count as robust",
     "no_start": "number of examples for which the attack found no point to start from; they count as robust",
     "inherits": "true where some examples had been fooled by an earlier attack, so that accuracy is that of all so far",
-    "radius": "of the attack's set, in its own unit",
+    "radius": "of the attack's set, in its own unit; a list, one an example, where each has its own",
     "radii": "where accuracy was measured, in the unit of the set's radius",
     "set": "the type of the attack's perturbation set",
     "settings": "every setting of the attack",

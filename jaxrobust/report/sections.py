@@ -51,7 +51,8 @@ def summary(run: Run) -> dict[str, Any]:
         "device": run.results["device"],
     }
     doubtful = [model["name"] for model in run.models if (diagnostics(model) or {}).get("flags")]
-    return {"facts": facts, "statement": _statement(run), "doubtful": doubtful}
+    cheapened = {model["name"]: model["notes"]["cheapened"] for model in run.models if "cheapened" in model["notes"]}
+    return {"facts": facts, "statement": _statement(run), "doubtful": doubtful, "cheapened": cheapened}
 
 
 def _statement(run: Run) -> str:
@@ -181,7 +182,7 @@ def radius(run: Run) -> dict[str, Any] | None:
             label=f"Robust accuracy against radius under {attack}",
             x_label=f"radius ({about['set']})" if about.get("set") else "radius",
             y_label="robust accuracy",
-            mark=about.get("radius"),
+            mark=about.get("radius") if text.measured(about.get("radius")) else None,
             fraction=True,
         )
         panels.append({"name": attack, "count": _same([c.get("count") for c in curves]), "svg": svg, "about": about})

@@ -58,8 +58,10 @@ def count(value: Number) -> str:
     return f"{value:,.0f}" if measured(value) else DASH
 
 
-def radius(value: Number) -> str:
-    """A radius as the field writes it: 0.0313725 is "8/255", 0.2 is "0.2"."""
+def radius(value: Number | list[float]) -> str:
+    """A radius as the field writes it: 0.0313725 is "8/255", 0.2 is "0.2"; of one an image "8/255 to 0.2"."""
+    if isinstance(value, list):
+        return f"{radius(min(value))} to {radius(max(value))}" if value else DASH
     if measured(value) and 0 < value < 0.1 and abs(255 * value - round(255 * value)) < 1e-4:
         return f"{round(255 * value)}/255"
     return number(value, digits=4)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxrobust._repr import written
@@ -28,7 +29,7 @@ class PerturbationSet(abc.ABC):
     Frank–Wolfe can search also has `maximise(x, gradient) -> θ`, the member of largest <gradient, θ>.
     """
 
-    radius: Number
+    radius: Number  # engines also take an array (N,), one an image, and give the methods each image's own
 
     @property
     def contains_clean(self) -> bool:
@@ -86,7 +87,12 @@ class PerturbationSet(abc.ABC):
 
     def __str__(self) -> str:
         radius = self.radius
-        return f"{type(self).__name__}({radius if is_placeholder(radius) else written(radius)})"
+        if is_placeholder(radius):
+            several = isinstance(radius, (np.ndarray, jax.Array)) and not isinstance(radius, jax.core.Tracer)
+            told = f"{written(radius.min())} to {written(radius.max())}" if several and radius.size else radius
+        else:
+            told = written(radius)
+        return f"{type(self).__name__}({told})"
 
 
 def is_placeholder(value: Any) -> bool:

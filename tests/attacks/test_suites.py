@@ -27,6 +27,44 @@ def test_standard_is_the_published_one():
     assert (ce.restarts, ce.large_radii, targeted.targets, targeted.large_radii) == (5, True, 5, True)
 
 
+@pytest.mark.parametrize("name", [*sorted(SUITES), *UNFORESEEN, "minimal", "pat-cifar10"])
+def test_cheapened_suites_say_so(name):
+    whole, less = attacks.suite(name), attacks.suite(name, steps=3)
+    assert whole.cheapened is None
+    assert less.cheapened.startswith("3 steps of ")
+    assert less.cheapened.endswith("; not the standard suite")
+    assert less.keys() == whole.keys()
+    for cheap, attack in zip(less.values(), whole.values(), strict=True):
+        assert cheap.gradients < attack.gradients or (cheap == attack and not attack.gradients)
+    most = attacks.suite(name, steps=200 if name in UNFORESEEN else 100)
+    assert most.cheapened is None
+    assert str(most) == str(whole)
+
+
+def test_how_suites_are_cheapened():
+    made = attacks.suite("autoattack-linf", steps=20, queries=500)
+    assert made.cheapened == "20 steps of 100, 500 queries of 5,000; not the standard suite"
+    assert [getattr(attack, "steps", None) for attack in made.values()] == [20, 20, 20, None]
+    assert made["square"].budget == 500
+    assert attacks.suite("minimal", steps=40).cheapened == "40 steps of 50 or 100; not the standard suite"
+    assert attacks.suite("minimal", steps=70)["deepfool-l2"].steps == 50
+    assert attacks.suite("minimal", steps=70).cheapened == "70 steps of 100; not the standard suite"
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "error", "message"),
+    [
+        ("autoattack-linf", {"steps": 101}, ValueError, "steps must be at most 100, as the suite"),
+        ("autoattack-linf", {"queries": 0}, ValueError, "queries must be >= 1; got 0"),
+        ("autoattack-linf", {"steps": True}, TypeError, "steps must be an integer; got True"),
+        ("autoattack-rand-l2", {"queries": 9}, ValueError, "queries must be None for the suite 'autoattack-rand-l2'"),
+    ],
+)
+def test_what_cannot_be_cheapened_is_refused(name, option, error, message):
+    with pytest.raises(error, match=message):
+        attacks.suite(name, **option)
+
+
 def test_minimal_measures_in_every_norm():
     assert {type(attack.set).__name__ for attack in attacks.suite("minimal").values()} == {"L0", "L1", "L2", "Linf"}
     with pytest.raises(ValueError, match="radius must be None"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -18,7 +19,20 @@ from jaxrobust._borrow import borrowed
 from jaxrobust.attacks.core.base import Attack, Best, is_better
 from jaxrobust.types import AttackResult, Classifier, Code, Criterion, Key
 
-__all__ = ["advance", "begin", "conclude", "example_keys", "last_iterate", "merge", "run", "stop_of", "trajectory"]
+__all__ = [
+    "advance",
+    "begin",
+    "check_radii",
+    "conclude",
+    "each",
+    "example_keys",
+    "last_iterate",
+    "merge",
+    "of_examples",
+    "run",
+    "stop_of",
+    "trajectory",
+]
 
 # XLA:CPU lowers only canonical convolutions well inside a loop (see `_loops_well`); up to this many asks of another
 # model are unrolled into straight-line code instead, which costs compile time in proportion.
@@ -44,6 +58,52 @@ def example_keys(key: Key, indices: Any) -> Key:
     return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.asarray(indices, jnp.uint32))
 
 
+def each(attack: Attack, function: str | Callable[..., Any], *batched: Any) -> Any:
+    """What `function(attack, …)`, or the attack's method of that name, gives for each of N examples.
+
+    The attack is the same for all of them, but for radii of shape (N,), of which each example has its own.
+    """
+
+    def one(attack: Attack, *own: Any) -> Any:
+        return getattr(attack, function)(*own) if isinstance(function, str) else function(attack, *own)
+
+    leaves, places, tree = _with_radii(attack)
+    if not places:
+        return jax.vmap(functools.partial(one, attack))(*batched)
+    axes = [0 if place in places else None for place in range(len(leaves))]
+    return jax.vmap(lambda leaves, *own: one(tree.unflatten(leaves), *own), (axes, *(0 for _ in batched)))(
+        leaves, *batched
+    )
+
+
+def of_examples(attack: Attack, rows: Any) -> Attack:
+    """The attack for some of the examples: of radii that each has its own of, theirs."""
+    leaves, places, tree = _with_radii(attack)
+    for place in places:
+        leaves[place] = np.asarray(leaves[place])[rows]
+    return tree.unflatten(leaves) if places else attack
+
+
+def _with_radii(attack: Attack) -> tuple[list[Any], tuple[int, ...], Any]:
+    """The attack's leaves, which of them are radii of several examples, and its structure."""
+    # not into a network by which a set measures, whose parameters may be called anything
+    paths, tree = jax.tree_util.tree_flatten_with_path(attack, is_leaf=lambda node: isinstance(node, Classifier))
+    radii = (place for place, (path, leaf) in enumerate(paths) if _is_radius(path) and jnp.ndim(leaf))
+    return [leaf for _, leaf in paths], tuple(radii), tree
+
+
+def _is_radius(path: Any) -> bool:
+    return bool(path) and getattr(path[-1], "name", None) == "radius"
+
+
+def check_radii(attack: Attack, images: Any) -> None:
+    """That the radii of an attack's sets are one number, or one an image."""
+    leaves, places, _ = _with_radii(attack)
+    for shape in (jnp.shape(leaves[place]) for place in places):
+        if shape != (len(images),):
+            raise ValueError(f"radius must be one number or have shape ({len(images)},), one an image; got {shape}")
+
+
 def stop_of(attack: Attack, early_stop: bool) -> Stop:
     """When an attack's searches end that are to end with success, or not: never with one that may be luck."""
     return "success" if early_stop and not attack.sees_draws else "clean"
@@ -56,7 +116,7 @@ def begin(attack: Attack, images: Array, goal: Criterion, keys: Key, logits: Arr
     """
     restarts = jnp.broadcast_to(jnp.asarray(restart, jnp.int32), len(images))
     keys = jax.vmap(jax.random.fold_in)(keys, restarts)
-    return jax.vmap(attack.begin)(keys, images, goal, logits, restarts)
+    return each(attack, "begin", keys, images, goal, logits, restarts)
 
 
 def advance(
@@ -76,7 +136,7 @@ def advance(
     Returns:
         The new states.
     """
-    points = jax.vmap(attack.ask)(states)
+    points = each(attack, "ask", states)
     widths = attack.widths if narrow else (attack.width,)
     steps = [widths[: place + 1] for place in range(len(widths))]
     answers = [functools.partial(_answer, attack, model, ends=ends, gradient=gradient) for ends in steps]
@@ -93,14 +153,14 @@ def tell(attack: Attack, states: Any, logits: Array, gradients: Array | None, *,
     Without gradients zeros are told; an example whose search is over stays as it is.
     """
     if gradients is None:
-        gradients = _no_gradients(jax.eval_shape(jax.vmap(attack.ask), states))
+        gradients = _no_gradients(jax.eval_shape(lambda: each(attack, "ask", states)))
 
-    def one(state: Any, logits: Array, gradients: Array) -> Any:
+    def one(attack: Attack, state: Any, logits: Array, gradients: Array) -> Any:
         frozen = is_finished(attack, state, stop)
         new = attack.tell(state, logits, gradients)
         return jax.tree.map(lambda n, o: o if n is o else jnp.where(frozen, o, n), new, state)
 
-    return jax.vmap(one)(states, logits, gradients)
+    return each(attack, one, states, logits, gradients)
 
 
 def _no_gradients(points: Any) -> Array:
@@ -112,7 +172,7 @@ def _no_gradients(points: Any) -> Array:
 
 def _level(attack: Attack, states: Any, stop: Stop) -> Array:
     """Which of the attack's widths holds all points that are meant."""
-    meant = jax.vmap(lambda state: attack.meant(state) & ~is_finished(attack, state, stop))(states)
+    meant = each(attack, lambda attack, state: attack.meant(state) & ~is_finished(attack, state, stop), states)
     last = jnp.max(jnp.where(meant, jnp.arange(1, attack.width + 1)[None], 0))
     return jnp.sum(last > jnp.asarray(attack.widths[:-1]), dtype=jnp.int32)
 
@@ -141,7 +201,7 @@ def _answer(
     logits = whole([logits for logits, _ in passes])
     if not gradient:
         return logits, _no_gradients(points)
-    cotangents = jax.vmap(attack.cotangents)(states, logits)
+    cotangents = each(attack, "cotangents", states, logits)
     found = []
     for (_, pull), piece in zip(passes, slices, strict=True):
         columns = [cotangents[:, piece, m].reshape(-1, cotangents.shape[-1]) for m in range(cotangents.shape[2])]
@@ -204,14 +264,14 @@ def has_started(attack: Attack, loss: Any) -> Any:
 def contained(attack: Attack, images: Array, best: Best) -> Array:
     """Whether what was booked (N, …) lies in the set, as the set itself says, and in [0, 1]; a clean image does."""
 
-    def one(x: Array, best: Best) -> Array:
+    def one(attack: Attack, x: Array, best: Best) -> Array:
         if best.parameters is None:
             member = best.size <= jnp.asarray(attack.set.radius).astype(best.size.dtype) * (1 + SLACK)
         else:
             member = attack.set.contains(x, best.parameters)
         return (best.forwards == 0) | (member & jnp.all((best.image >= -1e-6) & (best.image <= 1 + 1e-6)))
 
-    return jax.vmap(one)(images, best)
+    return each(attack, one, images, best)
 
 
 def conclude(attack: Attack, model: Classifier, images: Array, goal: Criterion, best: Best) -> AttackResult:
@@ -255,7 +315,7 @@ def search(
         states = _repeat(attack, model, states, attack.asks - attack.bookings, stop=stop, unroll=unroll, over=over)
         for _ in range(attack.bookings):
             states = advance(attack, model, states, stop=stop, gradient=False, narrow=not unroll)
-        return jax.vmap(attack.best)(states)
+        return each(attack, "best", states)
 
     def another_run(best: Best, restart: Any) -> tuple[Best, None]:
         return merge(best, one_run(restart, _ended(best, stop)), stop=stop), None
@@ -290,14 +350,14 @@ def _may_end(attack: Attack, stop: Stop) -> bool:
 
 
 def _finished(attack: Attack, states: Any, *, stop: Stop) -> Array:
-    return jax.vmap(lambda state: is_finished(attack, state, stop))(states)
+    return each(attack, functools.partial(is_finished, stop=stop), states)
 
 
 _search = _compile.jit(search, static_argnames=("stop", "unroll"))
 _begin = _compile.jit(begin)
 _advance = _compile.jit(advance, static_argnames=("stop", "gradient"), donate_argnames="states")
 _done = _compile.jit(_finished, static_argnames="stop")
-_best = _compile.jit(lambda attack, states: jax.vmap(attack.best)(states))
+_best = _compile.jit(lambda attack, states: each(attack, "best", states))
 _merge = _compile.jit(merge, static_argnames="stop")
 _conclude = _compile.jit(conclude)
 
@@ -320,7 +380,7 @@ def run(
     it needs `check_vma=False`, since its loops begin with what is equal on all devices and end with what is not.
 
     Args:
-        attack: such as `attacks.pgd(sets.Linf(8 / 255))`.
+        attack: such as `attacks.pgd(sets.Linf(8 / 255))`; a radius may also be an array (N,), one an image.
         model: the classifier.
         images: (N, H, W, C) floating point in [0, 1]; of less than 32 bits they are attacked, and returned, in float32.
         labels: (N,) true labels, integer; or a criterion: `Targeted`, `TopK`, `Confident`, `Towards`.
@@ -338,8 +398,8 @@ def run(
 
     Raises:
         TypeError: images, labels or key of the wrong dtype.
-        ValueError: wrong shapes, images outside of [0, 1], labels out of range, non-finite parameters, a model that
-            returns probabilities, random or no (N, K) logits.
+        ValueError: wrong shapes, radii that are not one an image, images outside of [0, 1], labels out of range,
+            non-finite parameters, a model that returns probabilities, random or no (N, K) logits.
 
     Example:
         >>> model = Classifier.from_function(lambda x: x.reshape(x.shape[0], -1)[:, :2])
@@ -352,6 +412,7 @@ def run(
     arguments = attack, model, images, labels, key, indices
     if (mesh := _checks.explicit_mesh(arguments)) is not None:
         return _without_explicit_axes(arguments, mesh, early_stop=early_stop, check=check)
+    check_radii(attack, images)
     images = _checks.widened(images)
     goal = _checks.criterion(labels, images)
     classes = _checks.logits_shape(model, images)
@@ -424,12 +485,13 @@ def last_iterate(attack: Attack, model: Classifier, images: Array, goal: Criteri
     """
     images, model = lax.stop_gradient((images, model))
     attack = attack.bound_to(model)
+    check_radii(attack, images)
     states = begin(attack, images, goal, keys, model(images), 0)
     unroll = (
         jax.default_backend() == "cpu" and attack.asks_to_last < UNROLL and not _loops_well(attack, model, images, goal)
     )
     states = _repeat(attack, model, states, attack.asks_to_last, stop="never", unroll=unroll)
-    return lax.stop_gradient(jax.vmap(attack.last)(states))
+    return lax.stop_gradient(each(attack, "last", states))
 
 
 @_checks.off_mesh
@@ -449,6 +511,7 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
     check_attack(attack)
     _checks.key(key)
     _checks.image_shape(images)
+    check_radii(attack, images)
     images = _checks.widened(images)
     _checks.classifier(model)
     # by way of NumPy, so that no array lies on a mesh with explicit axes
@@ -460,7 +523,7 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
     for _ in range(attack.asks):
         states = _advance(attack, model, states, stop="clean")
         # a copy: the next step is given the state's own buffers to write to
-        losses.append(np.array(jax.vmap(attack.loss_of)(states)))
+        losses.append(np.array(each(attack, "loss_of", states)))
     return np.stack(losses)
 
 

@@ -247,6 +247,7 @@ def _images(images: Any) -> np.ndarray:
 def _check(model: Classifier, images: np.ndarray, set: PerturbationSet, key: Any) -> None:
     if not isinstance(set, AdditiveBall):
         raise TypeError(f"set must be additive, such as Linf(10 / 255); got {set!r}")
+    _checks.one_radius(set)
     _checks.key(key)
     _checks.logits_shape(model, images[:8])
     _checks.finite_params(model)
