@@ -1,14 +1,14 @@
 """Evaluation: robust accuracy over a data set by the lanes, curves over radii, and run folders."""
 
+from jaxrobust.evaluate._programs import predict as predict
 from jaxrobust.evaluate.autoattack import AutoAttack as AutoAttack
 from jaxrobust.evaluate.autoattack import autoattack as autoattack
 from jaxrobust.evaluate.compare import McNemar as McNemar
 from jaxrobust.evaluate.compare import mcnemar as mcnemar
+from jaxrobust.evaluate.door import run_lanes as run_lanes
 from jaxrobust.evaluate.host import HostModel as HostModel
 from jaxrobust.evaluate.lanes import LaneCounts as LaneCounts
 from jaxrobust.evaluate.lanes import LaneResult as LaneResult
-from jaxrobust.evaluate.lanes import predict as predict
-from jaxrobust.evaluate.lanes import run_lanes as run_lanes
 from jaxrobust.evaluate.masking import Check as Check
 from jaxrobust.evaluate.masking import MaskingReport as MaskingReport
 from jaxrobust.evaluate.masking import masking as masking

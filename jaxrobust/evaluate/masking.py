@@ -15,8 +15,8 @@ from jaxrobust import _checks
 from jaxrobust.attacks import Attack, fgsm, pgd, square, targeted_each, worst_of_k
 from jaxrobust.evaluate import _hosts
 from jaxrobust.evaluate._programs import pad
+from jaxrobust.evaluate.door import run_lanes
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import run_lanes
 from jaxrobust.evaluate.outcomes import FOOLED, AttackOutcome, Evaluation
 from jaxrobust.evaluate.queries import queries_curve
 from jaxrobust.evaluate.robustness import robustness

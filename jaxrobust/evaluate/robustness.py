@@ -14,10 +14,11 @@ import numpy as np
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate import _saved
-from jaxrobust.evaluate._programs import fitting, meets, rows_of
+from jaxrobust.evaluate._programs import clean_logits, fitting, meets, replicated, rows_of
+from jaxrobust.evaluate.door import check, run_lanes
 from jaxrobust.evaluate.export import still_fooled
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits, drive, replicated, run_lanes
+from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, drive, unwatched
 from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
 from jaxrobust.types import Classifier, Code, Criterion, Key, Number
 
@@ -120,15 +121,15 @@ def robustness(
                 images[among],
                 rows_of(goal, rows),
                 key=jax.random.fold_in(key, binascii.crc32(attack_name.encode())),
-                indices=rows,
+                indices=rows.astype(np.uint32),
                 logits=logits[rows],
                 lanes=lanes,
                 early_stop=only_survivors or attack.first_success_is_final if early_stop is None else early_stop,
-                devices=devices,
-                save=None if save_dir is None else pathlib.Path(save_dir) / f"{attack_name}.npz",
-                run_id=run_id,
+                everywhere=everywhere,
                 progress=f"{name} | {attack_name}" if progress else False,
-                known=known,
+                watch=unwatched
+                if save_dir is None
+                else _saved.kept(pathlib.Path(save_dir) / f"{attack_name}.npz", attack, known or {}, run_id),
             )
         outcome = _outcome(attack, found, rows, fate, points, prediction)
         # a model that shows its scores alone may be far, and its queries cost money

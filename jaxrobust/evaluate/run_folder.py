@@ -18,8 +18,8 @@ import numpy as np
 from jaxrobust import _checks, _store, report
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate import _hosts
+from jaxrobust.evaluate._programs import predict
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import predict
 from jaxrobust.evaluate.outcomes import FOOLED, Evaluation
 from jaxrobust.evaluate.robustness import curve
 from jaxrobust.types import Classifier, Key, Number

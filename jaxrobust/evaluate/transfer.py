@@ -12,8 +12,8 @@ import numpy as np
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate._programs import clean_logits, predict
+from jaxrobust.evaluate.door import check, run_lanes
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import check, run_lanes
 from jaxrobust.types import Classifier, Key
 
 __all__ = ["Transfer", "ensemble", "transfer"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import _checks, attacks, sets
-from jaxrobust.evaluate import LaneCounts, lanes, predict, robustness, run_lanes
+from jaxrobust.evaluate import LaneCounts, door, lanes, predict, robustness, run_lanes
 from jaxrobust.evaluate._programs import fitting
 from jaxrobust.types import Classifier, Code, Misclassified, Targeted
 from tests import tiny
@@ -349,7 +349,7 @@ def test_bad_input_is_refused_before_compute(name, key):
 def test_what_annotations_exclude_is_refused_without_their_checker_too(changes, message, model, data, key):
     good = {"attack": PGD, "key": key}
     with pytest.raises(TypeError, match=message):
-        lanes.check(model=model, images=data[0], labels=data[1], **(good | changes))
+        door.check(model=model, images=data[0], labels=data[1], **(good | changes))
 
 
 def normalised_by_the_batch(params, images):

@@ -1,0 +1,148 @@
+"""The door of the lanes: what comes in is checked once, and a whole data set is attacked."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust import _checks
+from jaxrobust.attacks import Attack
+from jaxrobust.attacks.core import engine
+from jaxrobust.evaluate import _hosts, _saved
+from jaxrobust.evaluate._programs import replicated
+from jaxrobust.evaluate.host import HostModel
+from jaxrobust.evaluate.lanes import LaneResult, drive, unwatched
+from jaxrobust.types import Classifier, Key
+
+__all__ = ["check", "run_lanes"]
+
+
+@_checks.off_mesh
+def run_lanes(
+    attack: Attack,
+    model: Classifier | HostModel,
+    images: Any,
+    labels: Any,
+    *,
+    key: Key,
+    indices: Any = None,
+    logits: Any = None,
+    lanes: int = 128,
+    early_stop: bool = True,
+    devices: Sequence[Any] | None = None,
+    save: str | pathlib.Path | None = None,
+    run_id: str | None = None,
+    progress: bool | str = False,
+) -> LaneResult:
+    """Attack a whole data set, as `attacks.run` would but without wasting a step; see `evaluate.lanes`.
+
+    Args:
+        attack: the attack; for a host model without a pullback one that uses no gradients.
+        model: the classifier, or a `HostModel`.
+        images: (N, H, W, C) floating point in [0, 1], held on the host.
+        labels: (N,) true labels, or a criterion.
+        key: makes all randomness; example i uses fold_in(key, indices[i]).
+        indices: (N,) integers ≥ 0, by default 0 … N−1.
+        logits: (N, K) clean logits, computed here if not given.
+        lanes: examples in flight at once at most, ≥ 1, rounded up to a multiple of the number of devices; fewer where
+            there are not so many, or where the last turn would else be mostly idle.
+        early_stop: whether an example's first success frees its lane; never that of an attack under randomness.
+        devices: where to run; by default all local devices, the lanes split evenly among them.
+        save: a file to which finished examples and the lanes' state are saved, from time to time and whenever an
+            exception or Ctrl-C ends the run; a run that finds the file of an unfinished run of the same attack, model,
+            data and key goes on from there, one that finds another's raises. A model is known by its code, its
+            parameters and what it answers: a `HostModel` is asked about 16 more points for that.
+        run_id: a name of your own for the run, by which its file is known where functions or objects in the model or
+            the attack cannot be read (a connection, a lock), or change as they are used (a count of calls). All such
+            functions and objects of yours are then known by their names alone, and you vouch for them.
+        progress: whether to show a progress bar, on standard error; a string is its label.
+
+    Returns:
+        The result and its costs.
+
+    Raises:
+        TypeError: as `attacks.run`; a `save` that is no path.
+        ValueError: as `attacks.run`, or the save file belongs to a different run or is damaged, or something in the
+            model or the attack cannot be identified and there is no `run_id`.
+    """
+    _checks.saving("save", save, run_id)
+    # before the model is first asked, since some functions count their calls
+    known = {} if save is None else _saved.of_model(model, run_id)
+    everywhere = replicated(devices)
+    _checks.count("lanes", lanes)
+    if _checks.explicit_mesh(images, labels) is not None:
+        images, labels = jax.device_get((images, labels))  # of which slices can be taken
+    indices, classes = check(attack, model, images, labels, key=key, indices=indices, ask=logits is None)
+    if logits is not None and np.shape(logits) != (len(images), classes):
+        raise ValueError(f"logits must have shape {(len(images), classes)}; got {np.shape(logits)}")
+    return drive(
+        attack,
+        model,
+        _checks.widened(images),
+        jax.tree.map(np.asarray, _checks.criterion(labels, images)),
+        key=key,
+        indices=indices,
+        logits=logits,
+        lanes=lanes,
+        early_stop=early_stop,
+        everywhere=everywhere,
+        progress=progress,
+        watch=unwatched if save is None else _saved.kept(pathlib.Path(save), attack, known, run_id),
+    )
+
+
+def check(
+    attack: Any,
+    model: Classifier | HostModel,
+    images: Any,
+    labels: Any,
+    *,
+    key: Any,
+    indices: Any = None,
+    ask: bool = True,
+) -> tuple[np.ndarray, int]:
+    """All checks at the door of the lanes, the cheap ones first.
+
+    Args:
+        attack: the attack.
+        model: the classifier, or a `HostModel`.
+        images: (N, H, W, C).
+        labels: (N,) labels, or a criterion.
+        key: the random key.
+        indices: (N,) integers, or None for 0 … N−1.
+        ask: whether the model is run on a few images; False where that was done.
+
+    Returns:
+        The indices, (N,) unsigned, and the number of the model's classes.
+
+    Raises:
+        TypeError: as `attacks.run`.
+        ValueError: as `attacks.run`, indices that are negative or not one an image, or an attack that wants more of a
+            host model than it gives.
+    """
+    engine.check_attack(attack)
+    _checks.key(key)
+    _checks.image_shape(images)
+    images = _checks.widened(images)
+    goal = _checks.criterion(labels, images)
+    if indices is None:
+        indices = np.arange(len(images))
+    indices = np.asarray(indices)
+    _checks.label_shape("indices", indices, images)
+    if indices.min() < 0 or indices.max() >= 2**32:
+        raise ValueError(f"indices must lie in [0, 2**32); got values in [{indices.min()}, {indices.max()}]")
+    if isinstance(model, HostModel):
+        _hosts.check_attack(attack, model)
+        _checks.number("radius", jax.device_get(attack.set.radius))
+        _checks.image_values(images)
+        classes = model.classes_on(images)
+        _checks.label_values(goal, classes)
+        return indices.astype(np.uint32), classes
+    # of the shape at which the values are checked too, so that the model is traced once for both
+    classes = _checks.logits_shape(model, images[:8])
+    engine.check_values(attack, model, images, goal, classes, ask=ask)
+    return indices.astype(np.uint32), classes
