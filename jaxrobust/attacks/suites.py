@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _inputs
 from jaxrobust.attacks.compose.eot import autoattack_rand
 from jaxrobust.attacks.core.base import Attack
 from jaxrobust.attacks.gradient.adam import recoloradv, stadv
@@ -147,7 +147,7 @@ def suite(
         if value is not None and name not in suites:
             raise ValueError(f"{option} must be None for the suite {name!r}, which has none to choose; got {value}")
     if network is not None:
-        _checks.classifier(network, name="network")
+        _inputs.classifier(network, name="network")
     if name in UNFORESEEN:
         return _unforeseen(UNFORESEEN[name], 4 if level is None else level)
     if name == "pat-cifar10":

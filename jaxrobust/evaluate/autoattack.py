@@ -13,8 +13,8 @@ from jaxrobust import _checks
 from jaxrobust.attacks import Attack, Square, suite
 from jaxrobust.attacks.suites import BALLS, SUITES
 from jaxrobust.evaluate import _hosts
+from jaxrobust.evaluate.evaluation import Evaluation
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.outcomes import Evaluation
 from jaxrobust.evaluate.robustness import robustness
 from jaxrobust.losses import dlr
 from jaxrobust.types import Classifier, Key, Number

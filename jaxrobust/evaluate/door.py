@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _inputs
 from jaxrobust.attacks import Attack
 from jaxrobust.attacks.core import engine
 from jaxrobust.evaluate import _hosts, _saved
 from jaxrobust.evaluate._programs import replicated
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneResult, drive, unwatched
-from jaxrobust.types import Classifier, Key
+from jaxrobust.types import Classifier, Criterion, Key
 
-__all__ = ["check", "run_lanes"]
+__all__ = ["check", "examples", "run_lanes"]
 
 
 @_checks.off_mesh
@@ -82,8 +82,8 @@ def run_lanes(
     return drive(
         attack,
         model,
-        _checks.widened(images),
-        jax.tree.map(np.asarray, _checks.criterion(labels, images)),
+        _inputs.widened(images),
+        jax.tree.map(np.asarray, _inputs.criterion(labels, images)),
         key=key,
         indices=indices,
         logits=logits,
@@ -93,6 +93,18 @@ def run_lanes(
         progress=progress,
         watch=unwatched if save is None else _saved.kept(pathlib.Path(save), attack, known, run_id),
     )
+
+
+def examples(data: Any) -> tuple[np.ndarray, Criterion]:
+    """Images and a criterion in NumPy arrays, one entry an image."""
+    images, labels = _inputs.pair(data, criteria=True)
+    _inputs.image_shape(images)
+    goal = _inputs.criterion(labels, images)
+    if goal.label is None:
+        raise ValueError(
+            f"a criterion must have the true labels, which are reported; got {type(goal).__name__} without"
+        )
+    return images, jax.tree.map(np.asarray, goal)
 
 
 def check(
@@ -126,23 +138,23 @@ def check(
     """
     engine.check_attack(attack)
     _checks.key(key)
-    _checks.image_shape(images)
-    images = _checks.widened(images)
-    goal = _checks.criterion(labels, images)
+    _inputs.image_shape(images)
+    images = _inputs.widened(images)
+    goal = _inputs.criterion(labels, images)
     if indices is None:
         indices = np.arange(len(images))
     indices = np.asarray(indices)
-    _checks.label_shape("indices", indices, images)
+    _inputs.label_shape("indices", indices, images)
     if indices.min() < 0 or indices.max() >= 2**32:
         raise ValueError(f"indices must lie in [0, 2**32); got values in [{indices.min()}, {indices.max()}]")
     if isinstance(model, HostModel):
         _hosts.check_attack(attack, model)
         _checks.number("radius", jax.device_get(attack.set.radius))
-        _checks.image_values(images)
+        _inputs.image_values(images)
         classes = model.classes_on(images)
-        _checks.label_values(goal, classes)
+        _inputs.label_values(goal, classes)
         return indices.astype(np.uint32), classes
     # of the shape at which the values are checked too, so that the model is traced once for both
-    classes = _checks.logits_shape(model, images[:8])
+    classes = _inputs.logits_shape(model, images[:8])
     engine.check_values(attack, model, images, goal, classes, ask=ask)
     return indices.astype(np.uint32), classes

@@ -7,18 +7,16 @@ import csv
 import io
 import pathlib
 from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxrobust import _store
 from jaxrobust.evaluate._programs import forward, meets, rows_of
 from jaxrobust.evaluate.host import HostModel
+from jaxrobust.evaluate.outcomes import FOOLED, Outcomes
 from jaxrobust.report.run import OUTCOMES
 from jaxrobust.types import Classifier, Criterion
-
-if TYPE_CHECKING:
-    from jaxrobust.evaluate.outcomes import Evaluation
 
 __all__ = [
     "PNG_CHANNELS",
@@ -36,7 +34,7 @@ Row = dict[str, Any]
 PNG_CHANNELS = (1, 3, 4)
 
 
-def rows(evaluation: Evaluation) -> Iterator[Row]:
+def rows(evaluation: Outcomes) -> Iterator[Row]:
     """One row for clean images, one an attack, one for the worst case of several."""
     yield {"model": evaluation.name, "attack": "clean", **evaluation.clean._asdict()}
     for name, outcome in evaluation.outcomes.items():
@@ -47,7 +45,7 @@ def rows(evaluation: Evaluation) -> Iterator[Row]:
         yield {"model": evaluation.name, "attack": "union", **evaluation.union._asdict()}
 
 
-def example_rows(evaluation: Evaluation) -> Iterator[Row]:
+def example_rows(evaluation: Outcomes) -> Iterator[Row]:
     """One row an attack and example."""
     prediction = evaluation.prediction
     for name, outcome in evaluation.outcomes.items():
@@ -143,11 +141,10 @@ def remove_images(folder: pathlib.Path, names: Collection[str] | None = None) ->
 
 
 def save_images(
-    evaluation: Evaluation, folder: pathlib.Path, names: list[str], model: Classifier | HostModel | None
+    evaluation: Outcomes, folder: pathlib.Path, names: list[str], model: Classifier | HostModel | None
 ) -> pathlib.Path:
     """See `Evaluation.save_images`."""
     from jaxrobust.data._images import encode_png
-    from jaxrobust.evaluate.outcomes import FOOLED
 
     channels = evaluation.images.shape[-1]
     if channels not in PNG_CHANNELS:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jaxrobust import _checks
+from jaxrobust import _compile
 from jaxrobust._borrow import borrowed
 from jaxrobust._repr import represented
 from jaxrobust.attacks import Attack
@@ -335,7 +335,7 @@ class _Run:
         passes = 3 if self.attack.gradients else 1
         # of the clean pass's shape, since that has been traced
         like = jax.ShapeDtypeStruct((self.batch, *self.images.shape[1:]), self.images.dtype)
-        return _checks.operations(self.there.model, like) * self.attack.width * passes
+        return _compile.operations(self.there.model, like) * self.attack.width * passes
 
     def _step(self, live: np.ndarray, gradient: bool) -> Callable[[], tuple[Any, Any]]:
         """What takes a step; a host model has answered then, to live lanes and points that are meant only."""

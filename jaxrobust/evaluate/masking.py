@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _inputs
 from jaxrobust.attacks import Attack, fgsm, pgd, square, targeted_each, worst_of_k
 from jaxrobust.evaluate import _hosts
 from jaxrobust.evaluate._programs import pad
 from jaxrobust.evaluate.door import run_lanes
+from jaxrobust.evaluate.evaluation import Evaluation
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.outcomes import FOOLED, AttackOutcome, Evaluation
+from jaxrobust.evaluate.outcomes import FOOLED, AttackOutcome
 from jaxrobust.evaluate.queries import queries_curve
 from jaxrobust.evaluate.robustness import robustness
 from jaxrobust.losses import cross_entropy
@@ -184,7 +185,7 @@ def masking(
         choice, but for that of black-box attacks, which is AutoAttack's.
     """
     _checks.count("steps", steps, low=2)
-    data = _checks.pair(data)
+    data = _inputs.pair(data)
     known = isinstance(set, (Linf, L2, L1))
     if black_box is None:
         black_box = {"square": square(set, queries=queries)} if known else {}

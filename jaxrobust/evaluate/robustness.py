@@ -5,7 +5,7 @@ from __future__ import annotations
 import binascii
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +14,16 @@ import numpy as np
 from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate import _saved
-from jaxrobust.evaluate._programs import clean_logits, fitting, meets, replicated, rows_of
-from jaxrobust.evaluate.door import check, run_lanes
+from jaxrobust.evaluate._programs import clean_logits, fitting, replicated, rows_of
+from jaxrobust.evaluate.door import check, examples
+from jaxrobust.evaluate.evaluation import Evaluation
 from jaxrobust.evaluate.export import still_fooled
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, drive, unwatched
-from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
-from jaxrobust.types import Classifier, Code, Criterion, Key, Number
+from jaxrobust.evaluate.outcomes import FOOLED, ROBUST, AttackOutcome, clean_fate, fate_after
+from jaxrobust.types import Classifier, Code, Key
 
-__all__ = ["check_name", "curve", "robustness"]
+__all__ = ["check_name", "robustness"]
 
 LONGEST_NAME = 200  # bytes of an attack's name, of the 255 that a file's may have
 RESERVED_NAMES = (".", "..", "pictures", "clean", "union")
@@ -90,7 +91,7 @@ def robustness(
         >>> x, y = jr.data.load("digits")  # doctest: +SKIP
         >>> report = robustness(model, (x, y), jr.attacks.pgd(jr.sets.Linf(0.1)), key=key)  # doctest: +SKIP
     """
-    images, goal = _goal(data)
+    images, goal = examples(data)
     labels = goal.label
     named = _named(attacks)
     if isinstance(trained_on, str):
@@ -108,7 +109,7 @@ def robustness(
     logits = clean_logits(model, images, batch_size=lanes)
     if known is not None and run_id is None:
         _check_unchanged(known, _saved.of_model(given, None))
-    fate, points, prediction = _clean_fate(logits, goal), images, logits.argmax(-1)
+    fate, points, prediction = clean_fate(logits, goal), images, logits.argmax(-1)
     rounded, outcomes = np.zeros(len(images), bool), {}
     for attack_name, attack in named.items():
         rows = np.flatnonzero(fate == ROBUST) if only_survivors else np.arange(len(images))
@@ -167,29 +168,6 @@ def _check_unchanged(before: dict[str, str], after: dict[str, str]) -> None:
             )
 
 
-def _goal(data: Any) -> tuple[np.ndarray, Criterion]:
-    """Images and a criterion in NumPy arrays, one entry an image."""
-    images, labels = _checks.pair(data, criteria=True)
-    _checks.image_shape(images)
-    goal = _checks.criterion(labels, images)
-    if goal.label is None:
-        raise ValueError(
-            f"a criterion must have the true labels, which are reported; got {type(goal).__name__} without"
-        )
-    return images, jax.tree.map(np.asarray, goal)
-
-
-def _clean_fate(logits: np.ndarray, goal: Criterion) -> np.ndarray:
-    fate = np.where(meets(goal, logits), CLEAN_ERROR, ROBUST)
-    return np.where(np.isfinite(logits).all(-1), fate, NON_FINITE).astype(np.int8)
-
-
-def _fate(fate: np.ndarray, success: Any, code: Any) -> np.ndarray:
-    """What an attack makes of examples: it changes the fate only of those that were robust before."""
-    attacked = np.where(success, FOOLED, np.where(code == Code.NON_FINITE, NON_FINITE, ROBUST))
-    return np.where(fate == ROBUST, attacked, fate).astype(np.int8)
-
-
 def _outcome(
     attack: Attack,
     found: LaneResult | None,
@@ -212,7 +190,7 @@ def _outcome(
     prediction = prediction.copy()
     if found is not None:
         prediction[rows] = found.prediction
-        outcome["outcome"][rows] = _fate(fate[rows], found.result.success, found.result.code)
+        outcome["outcome"][rows] = fate_after(fate[rows], found.result.success, found.result.code)
         if len(rows) == count:
             outcome["images"] = np.asarray(found.result.images, points.dtype)  # the lanes' own array
         else:
@@ -263,53 +241,3 @@ def check_name(name: Any) -> str:
     if name.casefold() in RESERVED_NAMES:
         raise ValueError(f"attacks must not be named as a run's own files or rows, {RESERVED_NAMES}; got {name!r}")
     return name
-
-
-@_checks.off_mesh
-def curve(
-    model: Classifier | HostModel,
-    data: Any,
-    attack: Attack,
-    radii: Iterable[Number],
-    *,
-    key: Key,
-    lanes: int = 128,
-    devices: Sequence[Any] | None = None,
-    progress: bool | str = False,
-) -> np.ndarray:
-    """Robust accuracy against radius, all radii with one compiled program.
-
-    Args:
-        model: the classifier, or a `HostModel`.
-        data: images (N, H, W, C) in [0, 1] and labels (N,), or a criterion, as in `robustness`.
-        attack: the attack, of any radius.
-        radii: the radii, each ≥ 0.
-        key: makes all randomness, the same for every radius.
-        lanes: as in `robustness`.
-        devices: as in `robustness`.
-        progress: whether to show progress bars.
-
-    Returns:
-        (len(radii),) robust accuracies in [0, 1].
-
-    Raises:
-        ValueError: a radius that is negative or not finite; see `robustness`.
-    """
-    images, goal = _goal(data)
-    _checks.count("lanes", lanes)
-    everywhere = replicated(devices)
-    radii = [float(_checks.number("radii", radius)) for radius in radii]
-    if not radii:
-        raise ValueError("radii must hold at least one radius; got none")
-    ladder = [attack.with_radius(radius) for radius in radii]
-    check(ladder[0], model, images, goal, key=key)
-    model = jax.device_put(model, everywhere)
-    logits = clean_logits(model, images, batch_size=lanes)
-    fate = _clean_fate(logits, goal)
-    accuracies = []
-    for radius, rung in zip(radii, ladder, strict=True):
-        label = f"{progress} r={radius:.3g}" if isinstance(progress, str) else progress
-        options: dict[str, Any] = {"lanes": lanes, "devices": devices, "progress": label}
-        found = run_lanes(rung, model, images, goal, key=key, logits=logits, **options).result
-        accuracies.append(float((_fate(fate, found.success, found.code) == ROBUST).mean()))
-    return np.array(accuracies)

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _inputs
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate._programs import clean_logits, predict
 from jaxrobust.evaluate.door import check, run_lanes
@@ -47,7 +47,7 @@ def ensemble(models: Sequence[Classifier]) -> Classifier:
     if not models:
         raise ValueError("models must hold at least one classifier; got none")
     for place, model in enumerate(models):
-        _checks.classifier(model, name=f"models[{place}]")
+        _inputs.classifier(model, name=f"models[{place}]")
     return Classifier(_Mean(tuple(model.apply for model in models)), tuple(model.params for model in models))
 
 
@@ -166,7 +166,7 @@ def transfer(
     Reference:
         Papernot et al., 2016, arXiv:1605.07277; Dong et al., 2018, arXiv:1710.06081.
     """
-    images, labels = _checks.pair(data)
+    images, labels = _inputs.pair(data)
     for name, models in (("sources", sources), ("targets", targets)):
         if not isinstance(models, Mapping) or not models:
             raise ValueError(f"{name} must be a dictionary from names to models, at least one; got {models!r}")
@@ -174,8 +174,8 @@ def transfer(
     if different:
         raise ValueError(f"a name in sources and targets must stand for one model; got two called {different[0]!r}")
     _checks.count("lanes", lanes)
-    _checks.image_shape(images)
-    _checks.label_shape("labels", labels, images)
+    _inputs.image_shape(images)
+    _inputs.label_shape("labels", labels, images)
     logits, clean, success, points = {}, {}, {}, {}
     for source in sources.values():
         check(attack, source, images, labels, key=key)
