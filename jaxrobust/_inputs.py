@@ -179,6 +179,13 @@ def image_values(images: Any) -> None:
         )
 
 
+def batch(images: Any, labels: Any) -> tuple[Any, Criterion]:
+    """Images of a type in which attacks run, and the criterion, both of fitting shapes."""
+    image_shape(images)
+    images = widened(images)
+    return images, criterion(labels, images)
+
+
 def criterion(labels: Any, images: Any) -> Criterion:
     """A criterion with one of all its numbers an image; integer labels stand for misclassification."""
     if not isinstance(labels, Criterion):

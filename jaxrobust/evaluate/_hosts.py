@@ -108,9 +108,7 @@ def losses(attack: Attack, model: Classifier | HostModel, images: Any, labels: A
     engine.check_attack(attack)
     check_attack(attack, model)
     _checks.key(key)
-    _inputs.image_shape(images)
-    images = np.asarray(_inputs.widened(images))
-    goal = jax.tree.map(np.asarray, _inputs.criterion(labels, images))
+    images, goal = jax.tree.map(np.asarray, _inputs.batch(images, labels))
     keys = engine.example_keys(key, np.arange(len(images)))
     states = _begin(attack, images, goal, keys, model(images), 0)
     found = []

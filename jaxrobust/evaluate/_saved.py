@@ -20,7 +20,7 @@ from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import Watch, undisturbed
 from jaxrobust.types import Classifier
 
-__all__ = ["kept", "of_model"]
+__all__ = ["check_unchanged", "kept", "of_model"]
 
 FORMAT = 2  # of what is saved; to be raised with any change of it
 EVERY = 30.0  # seconds between two saves
@@ -55,6 +55,17 @@ def of_model(model: Classifier | HostModel, run_id: str | None) -> dict[str, str
         "model function": _store.identity((model.apply, model.activations), what="model", run_id=run_id),
         "parameters": _store.identity(params, what="model.params", run_id=run_id),
     }
+
+
+def check_unchanged(before: dict[str, str], model: Classifier | HostModel) -> None:
+    """That a model is what it was before it was asked, see `of_model`: else what is saved, and paid for, is lost."""
+    after = of_model(model, None)
+    for part, identity in before.items():
+        if after.get(part) != identity:
+            raise ValueError(
+                f"model must not change as it is used where progress is saved; got another {part} after the clean pass "
+                '(a count of calls, a cache?): pass run_id="...", a name of your own for this run'
+            )
 
 
 def _canonical(leaf: Any) -> Any:

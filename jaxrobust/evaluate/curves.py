@@ -12,8 +12,9 @@ from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate import _hosts
 from jaxrobust.evaluate._programs import clean_logits, replicated
-from jaxrobust.evaluate.door import check, examples, run_lanes
+from jaxrobust.evaluate.door import enter, labelled
 from jaxrobust.evaluate.host import HostModel
+from jaxrobust.evaluate.lanes import drive
 from jaxrobust.evaluate.outcomes import ROBUST, clean_fate, fate_after
 from jaxrobust.types import Classifier, Key, Number
 
@@ -50,22 +51,33 @@ def curve(
     Raises:
         ValueError: a radius that is negative or not finite; see `robustness`.
     """
-    images, goal = examples(data)
+    images, labels = labelled(data)
     _checks.count("lanes", lanes)
     everywhere = replicated(devices)
     radii = [float(_checks.number("radii", radius)) for radius in radii]
     if not radii:
         raise ValueError("radii must hold at least one radius; got none")
     ladder = [attack.with_radius(radius) for radius in radii]
-    check(ladder[0], model, images, goal, key=key)
+    checked = enter(ladder, model, images, labels, key=key)
     model = jax.device_put(model, everywhere)
     logits = clean_logits(model, images, batch_size=lanes)
-    fate = clean_fate(logits, goal)
+    fate = clean_fate(logits, checked.goal)
     accuracies = []
     for radius, rung in zip(radii, ladder, strict=True):
         label = f"{progress} r={radius:.3g}" if isinstance(progress, str) else progress
-        options: dict[str, Any] = {"lanes": lanes, "devices": devices, "progress": label}
-        found = run_lanes(rung, model, images, goal, key=key, logits=logits, **options).result
+        found = drive(
+            rung,
+            model,
+            checked.images,
+            checked.goal,
+            key=key,
+            indices=checked.indices,
+            logits=logits,
+            lanes=lanes,
+            early_stop=True,
+            everywhere=everywhere,
+            progress=label,
+        ).result
         accuracies.append(float((fate_after(fate, found.success, found.code) == ROBUST).mean()))
     return np.array(accuracies)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,12 +13,12 @@ from jaxrobust import _checks, _inputs
 from jaxrobust.attacks import Attack
 from jaxrobust.attacks.core import engine
 from jaxrobust.evaluate import _hosts, _saved
-from jaxrobust.evaluate._programs import replicated
+from jaxrobust.evaluate._programs import clean_logits, replicated
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneResult, drive, unwatched
 from jaxrobust.types import Classifier, Criterion, Key
 
-__all__ = ["check", "examples", "run_lanes"]
+__all__ = ["enter", "labelled", "run_lanes"]
 
 
 @_checks.off_mesh
@@ -67,7 +67,7 @@ def run_lanes(
     Raises:
         TypeError: as `attacks.run`; a `save` that is no path.
         ValueError: as `attacks.run`, or the save file belongs to a different run or is damaged, or something in the
-            model or the attack cannot be identified and there is no `run_id`.
+            model or the attack cannot be identified, or the clean pass has changed it, and there is no `run_id`.
     """
     _checks.saving("save", save, run_id)
     # before the model is first asked, since some functions count their calls
@@ -76,17 +76,23 @@ def run_lanes(
     _checks.count("lanes", lanes)
     if _checks.explicit_mesh(images, labels) is not None:
         images, labels = jax.device_get((images, labels))  # of which slices can be taken
-    indices, classes = check(attack, model, images, labels, key=key, indices=indices, ask=logits is None)
-    if logits is not None and np.shape(logits) != (len(images), classes):
-        raise ValueError(f"logits must have shape {(len(images), classes)}; got {np.shape(logits)}")
+    checked = enter([attack], model, images, labels, key=key, indices=indices, ask=logits is None)
+    wanted, given = (len(checked.images), checked.classes), model
+    if logits is not None and np.shape(logits) != wanted:
+        raise ValueError(f"logits must have shape {wanted}; got {np.shape(logits)}")
+    model = jax.device_put(model, everywhere)
+    if logits is None:
+        logits = clean_logits(model, checked.images, batch_size=lanes)
+    if save is not None and run_id is None:
+        _saved.check_unchanged(known, given)
     return drive(
         attack,
         model,
-        _inputs.widened(images),
-        jax.tree.map(np.asarray, _inputs.criterion(labels, images)),
+        checked.images,
+        checked.goal,
         key=key,
-        indices=indices,
-        logits=logits,
+        indices=checked.indices,
+        logits=np.asarray(logits),
         lanes=lanes,
         early_stop=early_stop,
         everywhere=everywhere,
@@ -95,20 +101,34 @@ def run_lanes(
     )
 
 
-def examples(data: Any) -> tuple[np.ndarray, Criterion]:
-    """Images and a criterion in NumPy arrays, one entry an image."""
+def labelled(data: Any) -> tuple[np.ndarray, Any]:
+    """Images, and labels or a criterion that has them."""
     images, labels = _inputs.pair(data, criteria=True)
-    _inputs.image_shape(images)
-    goal = _inputs.criterion(labels, images)
-    if goal.label is None:
+    if getattr(labels, "label", labels) is None:
         raise ValueError(
-            f"a criterion must have the true labels, which are reported; got {type(goal).__name__} without"
+            f"a criterion must have the true labels, which are reported; got {type(labels).__name__} without"
         )
-    return images, jax.tree.map(np.asarray, goal)
+    return images, labels
 
 
-def check(
-    attack: Any,
+class Entered(NamedTuple):
+    """What has passed the door.
+
+    Args:
+        images: (N, H, W, C) in [0, 1], in the type in which they are attacked.
+        goal: the criterion, one of all its numbers an image.
+        indices: (N,) unsigned.
+        classes: the number of the model's.
+    """
+
+    images: np.ndarray
+    goal: Criterion
+    indices: np.ndarray
+    classes: int
+
+
+def enter(
+    attacks: Collection[Any],
     model: Classifier | HostModel,
     images: Any,
     labels: Any,
@@ -116,11 +136,11 @@ def check(
     key: Any,
     indices: Any = None,
     ask: bool = True,
-) -> tuple[np.ndarray, int]:
-    """All checks at the door of the lanes, the cheap ones first.
+) -> Entered:
+    """All checks at the door of the lanes, the cheap ones first; behind it nothing is checked.
 
     Args:
-        attack: the attack.
+        attacks: the attacks.
         model: the classifier, or a `HostModel`.
         images: (N, H, W, C).
         labels: (N,) labels, or a criterion.
@@ -129,32 +149,37 @@ def check(
         ask: whether the model is run on a few images; False where that was done.
 
     Returns:
-        The indices, (N,) unsigned, and the number of the model's classes.
+        What the lanes are given, in NumPy arrays.
 
     Raises:
         TypeError: as `attacks.run`.
         ValueError: as `attacks.run`, indices that are negative or not one an image, or an attack that wants more of a
             host model than it gives.
     """
-    engine.check_attack(attack)
+    for attack in attacks:
+        engine.check_attack(attack)
     _checks.key(key)
-    _inputs.image_shape(images)
-    images = _inputs.widened(images)
-    goal = _inputs.criterion(labels, images)
-    if indices is None:
-        indices = np.arange(len(images))
-    indices = np.asarray(indices)
+    images, goal = _inputs.batch(images, labels)
+    indices = np.asarray(np.arange(len(images)) if indices is None else indices)
     _inputs.label_shape("indices", indices, images)
     if indices.min() < 0 or indices.max() >= 2**32:
         raise ValueError(f"indices must lie in [0, 2**32); got values in [{indices.min()}, {indices.max()}]")
     if isinstance(model, HostModel):
-        _hosts.check_attack(attack, model)
-        _checks.number("radius", jax.device_get(attack.set.radius))
-        _inputs.image_values(images)
+        for attack in attacks:
+            _hosts.check_attack(attack, model)
         classes = model.classes_on(images)
-        _inputs.label_values(goal, classes)
-        return indices.astype(np.uint32), classes
-    # of the shape at which the values are checked too, so that the model is traced once for both
-    classes = _inputs.logits_shape(model, images[:8])
-    engine.check_values(attack, model, images, goal, classes, ask=ask)
-    return indices.astype(np.uint32), classes
+    else:
+        # of the shape at which the values are checked too, so that the model is traced once for both
+        classes = _inputs.logits_shape(model, images[:8])
+    for attack in attacks:
+        engine.check_numbers(attack)
+    _inputs.image_values(images)
+    _inputs.label_values(goal, classes)
+    if not isinstance(model, HostModel):
+        _inputs.finite_params(model)
+        if ask:
+            _inputs.model_values(model, np.clip(np.asarray(images[:8]), 0, 1))
+    images = np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype))
+    if images.min() < 0 or images.max() > 1:
+        images = np.clip(images, 0, 1)
+    return Entered(images, jax.tree.map(np.asarray, goal), indices.astype(np.uint32), classes)

@@ -29,7 +29,6 @@ from jaxrobust.attacks.core import engine
 from jaxrobust.evaluate import _hosts
 from jaxrobust.evaluate._programs import (
     Books,
-    clean_logits,
     fitting,
     forward,
     met,
@@ -99,28 +98,21 @@ def unwatched(run: _Run) -> contextlib.AbstractContextManager[Callable[[], None]
 def drive(
     attack: Attack,
     model: Classifier | HostModel,
-    images: Any,
+    images: np.ndarray,
     goal: Criterion,
     *,
     key: Key,
     indices: np.ndarray,
-    logits: np.ndarray | None,
+    logits: np.ndarray,
     lanes: int,
     early_stop: bool,
     everywhere: NamedSharding,
     progress: bool | str,
     watch: Watch = unwatched,
 ) -> LaneResult:
-    """`run_lanes` of what was checked at the door; `goal` and `indices` one an image, `everywhere` of `replicated`."""
-    began = time.perf_counter()
-    images = np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype))
-    if images.min() < 0 or images.max() > 1:
-        images = np.clip(images, 0, 1)
-    model = jax.device_put(model, everywhere)
-    if logits is None:
-        logits = clean_logits(model, images, batch_size=lanes)
+    """`run_lanes` of what has passed the door and its clean logits; the model lies `everywhere`, see `replicated`."""
     stop = engine.stop_of(attack, early_stop)
-    run = _Run(attack, model, images, goal, key, indices, np.asarray(logits), lanes, stop, everywhere, began)
+    run = _Run(attack, model, images, goal, key, indices, logits, lanes, stop, everywhere)
     with watch(run) as after_round:
         run.play(progress, after_round)
         result, prediction = run.conclude()
@@ -170,7 +162,6 @@ class _Run:
         lanes: int,
         stop: engine.Stop,
         everywhere: NamedSharding,
-        began: float,
     ) -> None:
         lent = borrowed(model)
         if isinstance(lent, Classifier):
@@ -195,7 +186,7 @@ class _Run:
         self.executed = 0
         self.needed = 0  # by runs that are over
         self.earlier = 0.0  # seconds, of sessions before this one
-        self.began: float | None = began
+        self.began: float | None = time.perf_counter()
         already = np.array(met(goal, logits))
         self.lane_example = np.full(self._starting_width(lanes, int((~already).sum())), -1)
         self.lane_age = np.zeros(self.width, np.int64)

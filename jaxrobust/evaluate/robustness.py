@@ -15,7 +15,7 @@ from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate import _saved
 from jaxrobust.evaluate._programs import clean_logits, fitting, replicated, rows_of
-from jaxrobust.evaluate.door import check, examples
+from jaxrobust.evaluate.door import enter, labelled
 from jaxrobust.evaluate.evaluation import Evaluation
 from jaxrobust.evaluate.export import still_fooled
 from jaxrobust.evaluate.host import HostModel
@@ -91,8 +91,7 @@ def robustness(
         >>> x, y = jr.data.load("digits")  # doctest: +SKIP
         >>> report = robustness(model, (x, y), jr.attacks.pgd(jr.sets.Linf(0.1)), key=key)  # doctest: +SKIP
     """
-    images, goal = examples(data)
-    labels = goal.label
+    images, labels = labelled(data)
     named = _named(attacks)
     if isinstance(trained_on, str):
         raise TypeError(f"trained_on must be a sequence of names; got the string {trained_on!r}")
@@ -100,15 +99,14 @@ def robustness(
     everywhere = replicated(devices)
     _checks.saving("save_dir", save_dir, run_id)
     # before the model is first asked, since some functions count their calls
-    known = None if save_dir is None else _saved.of_model(model, run_id)
-    for i, attack in enumerate(named.values()):
-        check(attack, model, images, goal, key=key, ask=i == 0)
-    given = model
+    known = {} if save_dir is None else _saved.of_model(model, run_id)
+    checked, given = enter(named.values(), model, images, labels, key=key), model
+    goal = checked.goal
     # placed here once, so that all forward passes share one program
     model = jax.device_put(model, everywhere)
     logits = clean_logits(model, images, batch_size=lanes)
-    if known is not None and run_id is None:
-        _check_unchanged(known, _saved.of_model(given, None))
+    if save_dir is not None and run_id is None:
+        _saved.check_unchanged(known, given)
     fate, points, prediction = clean_fate(logits, goal), images, logits.argmax(-1)
     rounded, outcomes = np.zeros(len(images), bool), {}
     for attack_name, attack in named.items():
@@ -119,10 +117,10 @@ def robustness(
             found = drive(
                 attack,
                 model,
-                images[among],
+                checked.images[among],
                 rows_of(goal, rows),
                 key=jax.random.fold_in(key, binascii.crc32(attack_name.encode())),
-                indices=rows.astype(np.uint32),
+                indices=checked.indices[among],
                 logits=logits[rows],
                 lanes=lanes,
                 early_stop=only_survivors or attack.first_success_is_final if early_stop is None else early_stop,
@@ -130,7 +128,7 @@ def robustness(
                 progress=f"{name} | {attack_name}" if progress else False,
                 watch=unwatched
                 if save_dir is None
-                else _saved.kept(pathlib.Path(save_dir) / f"{attack_name}.npz", attack, known or {}, run_id),
+                else _saved.kept(pathlib.Path(save_dir) / f"{attack_name}.npz", attack, known, run_id),
             )
         outcome = _outcome(attack, found, rows, fate, points, prediction)
         # a model that shows its scores alone may be far, and its queries cost money
@@ -147,7 +145,7 @@ def robustness(
             rounded = outcome.fooled_8bit if outcome.fooled_8bit is not None else rounded
     return Evaluation(
         name=name,
-        labels=labels,
+        labels=goal.label,
         logits=logits,
         outcomes=outcomes,
         images=images,
@@ -156,16 +154,6 @@ def robustness(
         notes=dict(notes or {}),
         goal=goal,
     )
-
-
-def _check_unchanged(before: dict[str, str], after: dict[str, str]) -> None:
-    """That the model is what it was before it was asked: else what is saved, and paid for, is lost."""
-    for part, identity in before.items():
-        if after.get(part) != identity:
-            raise ValueError(
-                f"model must not change as it is used where progress is saved; got another {part} after the clean pass "
-                '(a count of calls, a cache?): pass run_id="...", a name of your own for this run'
-            )
 
 
 def _outcome(

@@ -347,9 +347,9 @@ def test_bad_input_is_refused_before_compute(name, key):
     ],
 )
 def test_what_annotations_exclude_is_refused_without_their_checker_too(changes, message, model, data, key):
-    good = {"attack": PGD, "key": key}
+    good = {"attack": PGD, "key": key} | changes
     with pytest.raises(TypeError, match=message):
-        door.check(model=model, images=data[0], labels=data[1], **(good | changes))
+        door.enter([good["attack"]], model, *data[:2], key=good["key"])
 
 
 def normalised_by_the_batch(params, images):

@@ -357,7 +357,11 @@ def run(
     classes = _inputs.logits_shape(model, images)
     traced = _checks.is_traced(attack, model, images, goal, key)
     if check and not traced:
-        check_values(attack, model, images, goal, classes)
+        check_numbers(attack)
+        _inputs.image_values(images)
+        _inputs.label_values(goal, classes)
+        _inputs.finite_params(model)
+        _inputs.model_values(model, np.clip(np.asarray(images[:8]), 0, 1))
     given = model  # kept until this returns, so that what is borrowed of it lives
     model = given if traced else borrowed(given)
     attack = attack.bound_to(model)
@@ -442,11 +446,10 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
     """
     check_attack(attack)
     _checks.key(key)
-    _inputs.image_shape(images)
-    images = _inputs.widened(images)
+    images, goal = _inputs.batch(images, labels)
     _inputs.classifier(model)
     # by way of NumPy, so that no array lies on a mesh with explicit axes
-    goal = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), _inputs.criterion(labels, images))
+    goal = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), goal)
     keys = example_keys(key, jnp.arange(images.shape[0]))
     attack, images = attack.bound_to(model), jnp.asarray(np.asarray(images))
     states = _begin(attack, images, goal, keys, _compile.forward(model, images), 0)
@@ -458,10 +461,8 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
     return np.stack(losses)
 
 
-def check_values(
-    attack: Attack, model: Classifier, images: Any, goal: Criterion, classes: int, *, ask: bool = True
-) -> None:
-    """All that looking at values can tell at the door, see `run`; the model is run on some images if `ask`."""
+def check_numbers(attack: Attack) -> None:
+    """That an attack's numbers, which can be looked at, are finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(attack):
         name = f"attack{jax.tree_util.keystr(path)}"
         if jnp.ndim(leaf) == 0:
@@ -469,11 +470,6 @@ def check_values(
         elif not np.isfinite(jax.device_get(leaf)).all():
             raise ValueError(f"{name} must be finite; got NaN or infinite values")
     _checks.number("radius", jax.device_get(attack.set.radius))
-    _inputs.image_values(images)
-    _inputs.label_values(goal, classes)
-    _inputs.finite_params(model)
-    if ask:
-        _inputs.model_values(model, np.clip(np.asarray(images[:8]), 0, 1))
 
 
 def check_attack(attack: Any) -> None:
