@@ -15,7 +15,8 @@ from jaxrobust.evaluate._programs import clean_logits, replicated
 from jaxrobust.evaluate.door import enter, labelled
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import drive
-from jaxrobust.evaluate.outcomes import ROBUST, clean_fate, fate_after
+from jaxrobust.evaluate.outcomes import clean_fate, fate_after
+from jaxrobust.report.format import ROBUST
 from jaxrobust.types import Classifier, Key, Number
 
 __all__ = ["curve", "curves", "trajectories"]

@@ -14,8 +14,8 @@ import numpy as np
 from jaxrobust import _store
 from jaxrobust.evaluate._programs import forward, meets, rows_of
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.outcomes import FOOLED, Outcomes
-from jaxrobust.report.run import OUTCOMES
+from jaxrobust.evaluate.outcomes import Outcomes
+from jaxrobust.report.format import FOOLED, LISTED, OUTCOMES
 from jaxrobust.types import Classifier, Criterion
 
 __all__ = [
@@ -123,9 +123,9 @@ def remove_images(folder: pathlib.Path, names: Collection[str] | None = None) ->
     Returns:
         The rows of the other attacks, whose files stay. Of all attacks, the list goes too.
     """
-    if not (folder / "images.csv").is_file():
+    if not (folder / LISTED).is_file():
         return []
-    with (folder / "images.csv").open(newline="", encoding="utf-8") as file:
+    with (folder / LISTED).open(newline="", encoding="utf-8") as file:
         listed: list[Row] = list(csv.DictReader(file))
     gone = [row for row in listed if names is None or row.get("attack") in names]
     for row in gone:
@@ -136,7 +136,7 @@ def remove_images(folder: pathlib.Path, names: Collection[str] | None = None) ->
             with contextlib.suppress(OSError):  # not the last, or with something else in it
                 path.parent.rmdir()
     if names is None:
-        (folder / "images.csv").unlink()
+        (folder / LISTED).unlink()
     return [row for row in listed if row not in gone]
 
 
@@ -166,4 +166,4 @@ def save_images(
             (folder / f"{file}.png").write_bytes(encode_png(eight_bit(outcome.images[i])))
             about = {"file": f"{file}.png", "attack": name, "example": int(i), "label": label, "prediction": after}
             listed.append({**about, "size": float(outcome.size[i]), "fooled_8bit": None if still is None else not lost})
-    return write_csv(folder / "images.csv", listed).parent
+    return write_csv(folder / LISTED, listed).parent

@@ -12,14 +12,10 @@ from jaxrobust import _checks, _store
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate._programs import meets
 from jaxrobust.evaluate.lanes import LaneCounts
-from jaxrobust.report.run import OUTCOMES
+from jaxrobust.report.format import CLEAN_ERROR, FOOLED, NON_FINITE, OUTCOMES, ROBUST
 from jaxrobust.types import Code, Confident, Criterion, Misclassified
 
 __all__ = [
-    "CLEAN_ERROR",
-    "FOOLED",
-    "NON_FINITE",
-    "ROBUST",
     "AttackOutcome",
     "Outcomes",
     "Proportion",
@@ -27,9 +23,6 @@ __all__ = [
     "fate_after",
     "unseen_mean",
 ]
-
-# what became of an example under an attack
-ROBUST, FOOLED, CLEAN_ERROR, NON_FINITE = 0, 1, 2, 3
 
 
 def clean_fate(logits: np.ndarray, goal: Criterion) -> np.ndarray:

@@ -20,7 +20,8 @@ from jaxrobust.evaluate.evaluation import Evaluation
 from jaxrobust.evaluate.export import still_fooled
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, drive, unwatched
-from jaxrobust.evaluate.outcomes import FOOLED, ROBUST, AttackOutcome, clean_fate, fate_after
+from jaxrobust.evaluate.outcomes import AttackOutcome, clean_fate, fate_after
+from jaxrobust.report.format import FOOLED, ROBUST
 from jaxrobust.types import Classifier, Code, Key
 
 __all__ = ["check_name", "robustness"]

@@ -19,12 +19,11 @@ from jaxrobust import _checks, _store, report
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate._programs import predict
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.outcomes import FOOLED, Outcomes
+from jaxrobust.evaluate.outcomes import Outcomes
+from jaxrobust.report.format import FOOLED, FORMAT, PAGE, PICTURES, RESULTS
 from jaxrobust.types import Classifier
 
 __all__ = ["is_finished", "save_run"]
-
-FORMAT = 1
 
 
 def is_finished(run_dir: str | pathlib.Path, config: Any) -> bool:
@@ -42,7 +41,7 @@ def is_finished(run_dir: str | pathlib.Path, config: Any) -> bool:
         ValueError: it holds a finished run of other settings or of another version, or settings cannot be identified.
     """
     folder, settings = _checks.path("run_dir", run_dir), _settings(config)
-    if not (folder / "results.json").exists():
+    if not (folder / RESULTS).exists():
         return False
     found, wanted = report.load(run_dir).results.get("identity"), _identified(settings)
     if not isinstance(found, dict):
@@ -125,7 +124,7 @@ def save_run(
             examples or attacks.
     """
     run_dir, settings = _checks.path("run_dir", run_dir), _settings(config)
-    if (run_dir / "results.json").exists() and not overwrite:
+    if (run_dir / RESULTS).exists() and not overwrite:
         raise ValueError(f"run_dir must not hold a run already; got {run_dir}")
     _checks.count("pictures", pictures, low=0)
     _check_comparable(evaluations)
@@ -158,16 +157,16 @@ def save_run(
         "models": [evaluation.to_dict() for evaluation in evaluations],
         "curves": list(curves),
         "trajectories": list(trajectories),
-        "pictures": "pictures.npz" if pictures else None,
+        "pictures": PICTURES if pictures else None,
         "legend": report.LEGEND,
     }
     # Results go first and come last, so that whenever this ends they are those of the files beside them.
-    if (run_dir / "results.json").exists():
-        for name in ("results.json", "report.html", "pictures.npz"):
+    if (run_dir / RESULTS).exists():
+        for name in (RESULTS, PAGE, PICTURES):
             _store.remove(run_dir / name)
     if shown is not None:
-        _store.write_arrays(run_dir / "pictures.npz", **shown)
-    _store.write_json(run_dir / "results.json", results)
+        _store.write_arrays(run_dir / PICTURES, **shown)
+    _store.write_json(run_dir / RESULTS, results)
     return report.render(run_dir)
 
 
