@@ -108,3 +108,14 @@ def _known() -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+@jit
+def forward(model: Any, images: Any) -> Any:
+    """The compiled forward pass, one for all who need one."""
+    return model(images)
+
+
+def operations(model: Any, images: Any) -> float:
+    """Floating point operations of one image's forward pass, as far as the compiler knows before it compiles."""
+    return float((forward.cost(model, images) or {}).get("flops", 0.0)) / images.shape[0]

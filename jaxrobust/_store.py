@@ -84,11 +84,12 @@ def write_arrays(path: pathlib.Path, /, **arrays: Any) -> None:
     atomically(path, write)
 
 
-def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_arrays(path: pathlib.Path, told: Callable[[Exception], str] | None = None) -> dict[str, np.ndarray]:
     """The arrays of an .npz.
 
     Args:
         path: the file.
+        told: what is said of a file that is none, from the reader's own error; by default how to start anew.
 
     Returns:
         Name -> array.
@@ -102,7 +103,8 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
             with np.load(file, allow_pickle=False) as stored:
                 return dict(stored)
         except Exception as error:  # broken bytes raise whatever the reader of the part they are in raises
-            raise ValueError(f"{path} must be a whole .npz, remove it to start anew; got damage: {error}") from error
+            anew = f"{path} must be a whole .npz, remove it to start anew; got damage: {error}"
+            raise ValueError(told(error) if told else anew) from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

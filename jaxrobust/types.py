@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import importlib
 import typing
 from collections.abc import Callable
 from enum import IntEnum
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from jaxtyping import Key as TypedKey
 
+from jaxrobust import _checks
 from jaxrobust._repr import represented, short
 
 __all__ = [
@@ -113,6 +115,16 @@ class Code(IntEnum):
         }[self]
 
 
+class _Adapter:
+    """A function of `models.adapters`, found by its name when it is asked for: this room needs no Flax."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type) -> Callable[..., Classifier]:
+        return getattr(importlib.import_module("jaxrobust.models.adapters"), self.name)
+
+
 @pytree("params")
 class Classifier:
     """What is attacked: a pure function from images to logits, and its parameters.
@@ -179,69 +191,10 @@ class Classifier:
             return Classifier(function, params)
         return Classifier(_WithoutParams(function), ())
 
-    @staticmethod
-    def from_nnx(network: Any) -> Classifier:
-        """A classifier from a Flax NNX module, in evaluation mode; the module itself is left as it is.
-
-        Args:
-            network: an `nnx.Module` whose call maps images to logits. A method `activations(images)` is used if it
-                has one.
-
-        Returns:
-            The classifier.
-        """
-        from jaxrobust.models.adapters import from_nnx
-
-        return from_nnx(network)
-
-    @staticmethod
-    def from_linen(module: Any, variables: Any, **kwargs: Any) -> Classifier:
-        """A classifier from a Flax Linen module and its variables.
-
-        Args:
-            module: the `linen.Module`.
-            variables: what `module.init` returned, trained (`{"params": ..., "batch_stats": ...}`).
-            **kwargs: static arguments of the call in evaluation mode, such as `train=False`.
-
-        Returns:
-            The classifier.
-        """
-        from jaxrobust.models.adapters import from_linen
-
-        return from_linen(module, variables, **kwargs)
-
-    @staticmethod
-    def from_equinox(module: Any, *, state: Any = None, channels_first: bool = True) -> Classifier:
-        """A classifier from an Equinox module of one image, in inference mode.
-
-        Args:
-            module: the `equinox.Module`, which maps one image to logits (K,).
-            state: its `equinox.nn.State`, if it has one.
-            channels_first: whether it takes images (C, H, W), or (H, W, C).
-
-        Returns:
-            The classifier.
-        """
-        from jaxrobust.models.adapters import from_equinox
-
-        return from_equinox(module, state=state, channels_first=channels_first)
-
-    @staticmethod
-    def from_haiku(transformed: Any, params: Any, *, state: Any = None, **kwargs: Any) -> Classifier:
-        """A classifier from a transformed Haiku function of images (N, H, W, C).
-
-        Args:
-            transformed: what `haiku.transform` or `haiku.transform_with_state` returned.
-            params: the parameters, trained.
-            state: the state, if it was transformed with one.
-            **kwargs: static arguments of the call in evaluation mode, such as `is_training=False`.
-
-        Returns:
-            The classifier.
-        """
-        from jaxrobust.models.adapters import from_haiku
-
-        return from_haiku(transformed, params, state=state, **kwargs)
+    from_nnx = _Adapter()
+    from_linen = _Adapter()
+    from_equinox = _Adapter()
+    from_haiku = _Adapter()
 
 
 def _as_precise(logits: Any, images: Any) -> Any:
@@ -341,8 +294,6 @@ class TopK(Criterion):
     target = None
 
     def __post_init__(self) -> None:
-        from jaxrobust import _checks  # which knows the types of this file
-
         _checks.count("k", self.k)
 
     def met(self, logits: Float[Array, " classes"]) -> Bool[Array, ""]:
@@ -392,8 +343,6 @@ class Confident(_Around):
     probability: Number
 
     def __post_init__(self) -> None:
-        from jaxrobust import _checks  # which knows the types of this file
-
         object.__setattr__(self, "probability", _checks.number("probability", self.probability, high=1.0))
 
     @property

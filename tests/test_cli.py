@@ -19,6 +19,7 @@ import pytest
 from jaxrobust import attacks, cli, evaluate, sets
 from jaxrobust.cli import models, specs
 from jaxrobust.cli.evaluate import remember_programs
+from jaxrobust.evaluate import _saved
 from jaxrobust.types import Classifier
 from tests import tiny
 
@@ -195,16 +196,15 @@ def test_image_files_are_written_from_the_start(tmp_path, capsys):
 
 
 def test_an_interrupted_run_goes_on(finished, data, tmp_path, monkeypatch, capsys):
-    room = sys.modules["jaxrobust.evaluate.robustness"]
-    drive, calls = room.drive, []
+    kept, calls = _saved.kept, []
 
-    def stopping(*arguments, **options):
-        calls.append(options["save"].name)
+    def stopping(path, *arguments):
+        calls.append(path.name)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGINT)
-        return drive(*arguments, **options)
+        return kept(path, *arguments)
 
-    monkeypatch.setattr(room, "drive", stopping)
+    monkeypatch.setattr(_saved, "kept", stopping)
     # a shell starts what runs in the background so that Ctrl-C is ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     out = tmp_path / "run"
@@ -242,16 +242,15 @@ def test_a_refused_overwrite_leaves_the_finished_run(finished, data, capsys):
 def test_an_interrupted_overwrite_goes_on_and_leaves_the_finished_run(finished, data, tmp_path, monkeypatch):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    before, room = folder(out), sys.modules["jaxrobust.evaluate.robustness"]
-    drive, saved = room.drive, []
+    before, kept, saved = folder(out), _saved.kept, []
 
-    def stopping(*arguments, **options):
-        saved.append(options["save"].exists())
+    def stopping(path, *arguments):
+        saved.append(path.exists())
         if len(saved) == 2:
             raise KeyboardInterrupt
-        return drive(*arguments, **options)
+        return kept(path, *arguments)
 
-    monkeypatch.setattr(room, "drive", stopping)
+    monkeypatch.setattr(_saved, "kept", stopping)
     (out / "progress").mkdir()
     (out / "progress" / "pgd-linf.npz").write_bytes(b"another run's")
     assert evaluated(data, out, "--seed", 1, "--overwrite") == 130

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Collection
 from typing import Any
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _inputs
 from jaxrobust.attacks.compose.eot import autoattack_rand
 from jaxrobust.attacks.core.base import Attack
 from jaxrobust.attacks.gradient.adam import recoloradv, stadv
@@ -208,7 +208,7 @@ def suite(
         if value is not None and name not in suites:
             raise ValueError(f"{option} must be None for the suite {name!r}, which has none to choose; got {value}")
     if network is not None:
-        _checks.classifier(network, name="network")
+        _inputs.classifier(network, name="network")
     for option, value in {"steps": steps, "queries": queries}.items():
         if value is not None:
             _checks.count(option, value)

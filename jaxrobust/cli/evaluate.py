@@ -24,6 +24,7 @@ from jaxrobust.cli import models, specs
 from jaxrobust.cli.output import say
 from jaxrobust.evaluate import Evaluation, Proportion, _saved
 from jaxrobust.evaluate.export import PNG_CHANNELS, remove_images, write_csv
+from jaxrobust.report.format import IMAGES, LISTED, PROGRESS, TABLE
 from jaxrobust.types import Targeted
 
 __all__ = ["interrupted", "remember_programs", "run"]
@@ -81,17 +82,17 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
         progress=_wants_bars(options),
     )
     try:
-        found = job(groups, save_dir=out / "progress")
+        found = job(groups, save_dir=out / PROGRESS)
         _note_other_classes(examples.classes, found.logits.shape[-1])
         say(found)
-        ladder = _ladder(found, groups, job, out / "progress")
+        ladder = _ladder(found, groups, job, out / PROGRESS)
     except ValueError as error:
-        if str(out / "progress") in str(error):
-            (out / "progress" / MARK).unlink(missing_ok=True)
+        if str(out / PROGRESS) in str(error):
+            (out / PROGRESS / MARK).unlink(missing_ok=True)
             raise ValueError(f"{error} (--overwrite does)") from error
         raise
     finally:
-        if not any((out / "progress").glob("**/*.npz")):
+        if not any((out / PROGRESS).glob("**/*.npz")):
             _clear(out)
     curves = _curves(ladder, groups, name, len(labels))
     if curves:
@@ -110,11 +111,11 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
         say(_told(out))
         return
     if options.overwrite:
-        remove_images(out / "images")
+        remove_images(out / IMAGES)
     if options.images:
-        say(f"images: {found.save_images(out / 'images')}")
+        say(f"images: {found.save_images(out / IMAGES)}")
     if options.overwrite:
-        _store.remove(out / "results.csv")
+        _store.remove(out / TABLE)
     page = evaluate.save_run(
         out,
         [found],
@@ -126,7 +127,7 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
         overwrite=options.overwrite,
     )
     # last, since another run's results may have been refused to be replaced
-    write_csv(out / "results.csv", [*found.rows(), *_rows(ladder, groups, name)])
+    write_csv(out / TABLE, [*found.rows(), *_rows(ladder, groups, name)])
     _clear(out, groups)
     say(f"report: {page}")
 
@@ -280,7 +281,7 @@ def _check_names(options: argparse.Namespace, out: pathlib.Path) -> None:
                 f"--{option} must be that of the finished run in {out}, {value!r}; got {given!r} "
                 "(--overwrite runs it anew)"
             )
-    if options.images and not (out / "images" / "images.csv").is_file():
+    if options.images and not (out / IMAGES / LISTED).is_file():
         raise ValueError(f"--images must be given from the start; {out} is finished without (--overwrite runs it anew)")
 
 
@@ -297,7 +298,7 @@ def _told(out: pathlib.Path) -> str:
 
 def _begin_anew(out: pathlib.Path, config: dict[str, Any]) -> None:
     """Take away progress, but for that of this very run, which goes on; results stay until there are new ones."""
-    mark, own = out / "progress" / MARK, _store.identity(config)
+    mark, own = out / PROGRESS / MARK, _store.identity(config)
     if not mark.is_file() or mark.read_text(encoding="utf-8") != own:
         _clear(out)
         _store.atomically(mark, lambda partial: partial.write_text(own, encoding="utf-8"))
@@ -305,7 +306,7 @@ def _begin_anew(out: pathlib.Path, config: dict[str, Any]) -> None:
 
 def _clear(out: pathlib.Path, groups: list[specs.Planned] | None = None) -> None:
     """Take away progress: that of some attacks, since another run may have its own there, or all."""
-    progress = out / "progress"
+    progress = out / PROGRESS
     files = set(progress.glob("**/*.npz"))
     if groups is not None:
         files &= {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from jaxrobust.cli.output import say
+from jaxrobust.report.format import PAGE
 from jaxrobust.report.page import render
 from jaxrobust.report.several import render_several
 
@@ -21,4 +22,4 @@ def run(options: argparse.Namespace) -> None:
     if len(options.runs) == 1:
         say(render(options.runs[0], output=options.output))
     else:
-        say(render_several(options.runs, output=options.output or "report.html"))
+        say(render_several(options.runs, output=options.output or PAGE))

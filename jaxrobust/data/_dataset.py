@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from tqdm import tqdm
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _inputs
 from jaxrobust.data._images import decode, to_float
 
 __all__ = ["Dataset", "LazyDataset", "split_range"]
@@ -62,16 +62,16 @@ class Dataset:
             TypeError: images or labels of another type.
             ValueError: other shapes or values.
         """
-        images, labels = _checks.as_array("images", images), _checks.as_array("labels", labels)
+        images, labels = _inputs.as_array("images", images), _inputs.as_array("labels", labels)
         floating = np.issubdtype(images.dtype, np.floating)
         if images.dtype != np.uint8 and not floating:
             raise TypeError(f"images must be uint8, or floating in [0, 1]; got {images.dtype}")
-        _checks.axes(images.shape)
+        _inputs.axes(images.shape)
         if not images.size:
             raise ValueError(f"images must not be empty; got the shape {images.shape}")
         if floating and not (images.min() >= 0 and images.max() <= 1):
             raise ValueError(f"images must lie in [0, 1]; got values from {images.min()} to {images.max()}")
-        _checks.label_shape("labels", labels, images)
+        _inputs.label_shape("labels", labels, images)
         classes = int(labels.max()) + 1 if classes is None else classes
         if labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"labels must lie in 0..{classes - 1}; got {labels.min()}..{labels.max()}")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _checks, _compile
+from jaxrobust import _checks, _compile, _inputs
 from jaxrobust.attacks import Attack, engine, trajectory
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.types import Classifier, Key
@@ -108,10 +108,8 @@ def losses(attack: Attack, model: Classifier | HostModel, images: Any, labels: A
     engine.check_attack(attack)
     check_attack(attack, model)
     _checks.key(key)
-    _checks.image_shape(images)
+    images, goal = jax.tree.map(np.asarray, _inputs.batch(images, labels))
     engine.check_radii(attack, images)
-    images = np.asarray(_checks.widened(images))
-    goal = jax.tree.map(np.asarray, _checks.criterion(labels, images))
     keys = engine.example_keys(key, np.arange(len(images)))
     states = _begin(attack, images, goal, keys, model(images), 0)
     found = []

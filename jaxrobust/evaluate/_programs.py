@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxrobust import _borrow, _checks, _compile
+from jaxrobust import _borrow, _checks, _compile, _inputs
 from jaxrobust.attacks import Attack, Best
 from jaxrobust.attacks.core import engine
 from jaxrobust.evaluate import _hosts
@@ -203,10 +203,10 @@ def predict(model: Classifier | HostModel, images: Any, *, batch_size: int = 128
         TypeError: images that are not floating point.
         ValueError: images of another rank, none at all, or batch_size below 1.
     """
-    _checks.image_shape(images)
+    _inputs.image_shape(images)
     _checks.count("batch_size", batch_size)
     if not isinstance(model, HostModel):
-        _checks.classifier(model)
+        _inputs.classifier(model)
     size = batch_size if isinstance(model, HostModel) else fitting(len(images), batch_size)
     return forward(model, images, np.arange(len(images)), size)
 
@@ -218,10 +218,10 @@ def forward(model: Classifier | HostModel, images: Any, rows: np.ndarray, size: 
         some = rows[start : start + size]
         # rows that follow each other are a view
         piece = np.asarray(images[some[0] : some[-1] + 1] if some[-1] - some[0] == len(some) - 1 else images[some])
-        piece = _checks.widened(piece)
+        piece = _inputs.widened(piece)
         if not isinstance(model, HostModel):
             piece = pad(piece, size)
-        answers = model(piece) if isinstance(model, HostModel) else _checks.forward(model, piece)
+        answers = model(piece) if isinstance(model, HostModel) else _compile.forward(model, piece)
         pieces.append(np.asarray(answers)[: len(some)])
     return np.concatenate(pieces)
 
@@ -237,7 +237,7 @@ def clean_logits(model: Classifier | HostModel, images: Any, *, batch_size: int)
         images = np.asarray(images[::2][:ASKED_AGAIN])
         # in other company than the first time
         batch = images if len(logits) > 1 else np.concatenate([1 - images, images])
-        _checks.same_logits(logits[::2][:ASKED_AGAIN], model(batch)[-len(images) :])
+        _inputs.same_logits(logits[::2][:ASKED_AGAIN], model(batch)[-len(images) :])
     return logits
 
 

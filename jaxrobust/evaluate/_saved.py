@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import signal
-import threading
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -17,11 +17,14 @@ import numpy as np
 from jaxrobust import _compile, _store
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate.host import HostModel
+from jaxrobust.evaluate.lanes import Watch, undisturbed
 from jaxrobust.types import Classifier
 
-__all__ = ["File", "of_model", "undisturbed"]
+__all__ = ["check_unchanged", "kept", "of_model"]
 
 FORMAT = 2  # of what is saved; to be raised with any change of it
+EVERY = 30.0  # seconds between two saves
+SHARE = 0.05  # of the wall time at most goes into saves
 LANES = ("lane_example", "lane_age", "lane_done")  # of a run, one entry a lane
 PROBED = 4  # images at which gradients are compared
 POINTS = 16  # at which a host model is asked, half of them noise, half of them means of two images
@@ -54,12 +57,68 @@ def of_model(model: Classifier | HostModel, run_id: str | None) -> dict[str, str
     }
 
 
+def check_unchanged(before: dict[str, str], model: Classifier | HostModel) -> None:
+    """That a model is what it was before it was asked, see `of_model`: else what is saved, and paid for, is lost."""
+    after = of_model(model, None)
+    for part, identity in before.items():
+        if after.get(part) != identity:
+            raise ValueError(
+                f"model must not change as it is used where progress is saved; got another {part} after the clean pass "
+                '(a count of calls, a cache?): pass run_id="...", a name of your own for this run'
+            )
+
+
 def _canonical(leaf: Any) -> Any:
     """A number as it will be on the device."""
     if isinstance(leaf, jax.Array):
         return leaf
     array = np.asarray(leaf)
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+
+
+def kept(path: pathlib.Path, attack: Attack, model: dict[str, str], run_id: str | None) -> Watch:
+    """What goes on from a save file, and saves there now and then, at the end, and when an exception ends the run.
+
+    Args:
+        path: where it is or will be.
+        attack: the attack as it was given.
+        model: what `of_model` says.
+        run_id: as there.
+
+    Returns:
+        What looks on; opened, it raises as `File`.
+    """
+
+    @contextlib.contextmanager
+    def watch(run: Any) -> Iterator[Callable[[], None]]:
+        file = File(path, run, attack, model, run_id)
+        before, next_save = run.executed, time.perf_counter() + EVERY
+
+        def after_round() -> None:
+            nonlocal next_save
+            began = time.perf_counter()
+            if began > next_save:
+                file.save()
+                next_save = time.perf_counter() + max(EVERY, (time.perf_counter() - began) / SHARE)
+
+        try:
+            yield after_round
+        except BaseException as error:  # Ctrl-C among them
+            if run.executed > file.executed:
+                try:
+                    with undisturbed():
+                        file.save()
+                except Exception as failure:  # the first error is the one to tell
+                    error.add_note(f"What was done could not be saved to {path}: {failure}")
+            raise
+        if run.executed > before or not path.exists():
+            try:
+                file.save()
+            except OSError as error:  # such as a full disk: no reason to lose what has been computed
+                text = f"the finished run was not saved to {path}: {error}"
+                warnings.warn(text, RuntimeWarning, stacklevel=1)
+
+    return watch
 
 
 class File:
@@ -105,7 +164,7 @@ class File:
             self._restore(stored)
         self.executed = run.executed  # when it was saved last
 
-    def save(self, seconds: float) -> None:
+    def save(self) -> None:
         """Write the books and the lanes; of lanes that a failed step has taken along, what was saved of them last."""
         run = self.run
         leaves = jax.tree.leaves(run.states) if run.waits else []
@@ -120,7 +179,7 @@ class File:
             self.path,
             identity=json.dumps(self.identity),
             **{f"probe_{name}": values for name, values in self.probe.items()},
-            seconds=seconds,
+            seconds=run.seconds,
             executed=run.executed,
             needed=run.needed,
             runs_done=run.runs_done,
@@ -133,24 +192,6 @@ class File:
         """Keep the lanes as they are, and in which of its runs each example is."""
         self.kept = {name: getattr(self.run, name).copy() for name in LANES} | states
         self.kept_runs = self.run.runs_done[self.run.lane_example]
-
-    @contextlib.contextmanager
-    def rescue(self, seconds: Any) -> Iterator[None]:
-        """Save what was done if the context is left by an exception, Ctrl-C among them.
-
-        Args:
-            seconds: () -> the run's wall time.
-        """
-        try:
-            yield
-        except BaseException as error:
-            if self.run.executed > self.executed:
-                try:
-                    with undisturbed():
-                        self.save(seconds())
-                except Exception as failure:  # the first error is the one to tell
-                    error.add_note(f"What was done could not be saved to {self.path}: {failure}")
-            raise
 
     def _compare(self, stored: dict[str, np.ndarray]) -> None:
         try:
@@ -213,7 +254,7 @@ class File:
         run.best = {name: _as(stored[f"best_{name}"], values.dtype) for name, values in run.best.items()}
         run.runs_done = stored["runs_done"]
         run.executed, run.needed = int(stored["executed"]), int(stored["needed"])
-        run.seconds = float(stored["seconds"])
+        run.earlier = float(stored["seconds"])
         self.kept = {name: array for name, array in stored.items() if name.startswith("lane_")}
         self.kept_runs = run.runs_done[self.kept["lane_example"]]
         if len(stored["lane_example"]) == run.width and "lane_0" in stored:
@@ -279,23 +320,3 @@ def _alike(name: str, there: np.ndarray, here: np.ndarray) -> bool:
     spread = np.ptp(here - here.mean(-1, keepdims=True))
     rounding = 64 * np.finfo(np.float32).eps * np.abs(here).max()
     return bool(np.abs(there - here).max() <= CLOSE * spread + rounding)
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C back until the context ends, so that what belongs together is done together.
-
-    Only the main thread may handle signals, and only there does Ctrl-C raise; elsewhere nothing is held back.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    received: list[Any] = []
-    signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if received:
-            before(*received[0])

@@ -13,8 +13,9 @@ from jaxrobust import _checks
 from jaxrobust.attacks import Attack, Square, suite
 from jaxrobust.attacks.suites import BALLS, SUITES
 from jaxrobust.evaluate import _hosts
+from jaxrobust.evaluate.evaluation import Evaluation
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.outcomes import Evaluation
+from jaxrobust.evaluate.masking import GAIN, LOOKED_AT
 from jaxrobust.evaluate.robustness import robustness
 from jaxrobust.losses import dlr
 from jaxrobust.types import Classifier, Key, Number
@@ -22,8 +23,6 @@ from jaxrobust.types import Classifier, Key, Number
 __all__ = ["AutoAttack", "autoattack"]
 
 VERSIONS = {"standard": "autoattack", "plus": "autoattack-plus", "rand": "autoattack-rand"}
-GAIN = 0.002  # how much of the accuracy Square may take after white-box attacks without a warning
-LOOKED_AT = 128  # examples, the first ones, whose gradients are looked at
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

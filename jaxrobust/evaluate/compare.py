@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from jaxrobust import _checks
 from jaxrobust._statistics import sign_test
-from jaxrobust.evaluate.outcomes import Evaluation
+from jaxrobust.evaluate.evaluation import Evaluation
 
 __all__ = ["McNemar", "mcnemar"]
 

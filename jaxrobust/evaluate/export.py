@@ -7,18 +7,16 @@ import csv
 import io
 import pathlib
 from collections.abc import Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxrobust import _store
 from jaxrobust.evaluate._programs import forward, meets, rows_of
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.report.run import OUTCOMES
+from jaxrobust.evaluate.outcomes import Outcomes
+from jaxrobust.report.format import FOOLED, LISTED, OUTCOMES
 from jaxrobust.types import Classifier, Criterion
-
-if TYPE_CHECKING:
-    from jaxrobust.evaluate.outcomes import Evaluation
 
 __all__ = [
     "PNG_CHANNELS",
@@ -36,7 +34,7 @@ Row = dict[str, Any]
 PNG_CHANNELS = (1, 3, 4)
 
 
-def rows(evaluation: Evaluation) -> Iterator[Row]:
+def rows(evaluation: Outcomes) -> Iterator[Row]:
     """One row for clean images, one an attack, one for the worst case of several."""
     yield {"model": evaluation.name, "attack": "clean", **evaluation.clean._asdict()}
     for name, outcome in evaluation.outcomes.items():
@@ -48,7 +46,7 @@ def rows(evaluation: Evaluation) -> Iterator[Row]:
         yield {"model": evaluation.name, "attack": "union", **evaluation.union._asdict()}
 
 
-def example_rows(evaluation: Evaluation) -> Iterator[Row]:
+def example_rows(evaluation: Outcomes) -> Iterator[Row]:
     """One row an attack and example."""
     prediction = evaluation.prediction
     for name, outcome in evaluation.outcomes.items():
@@ -128,9 +126,9 @@ def remove_images(folder: pathlib.Path, names: Collection[str] | None = None) ->
     Returns:
         The rows of the other attacks, whose files stay. Of all attacks, the list goes too.
     """
-    if not (folder / "images.csv").is_file():
+    if not (folder / LISTED).is_file():
         return []
-    with (folder / "images.csv").open(newline="", encoding="utf-8") as file:
+    with (folder / LISTED).open(newline="", encoding="utf-8") as file:
         listed: list[Row] = list(csv.DictReader(file))
     gone = [row for row in listed if names is None or row.get("attack") in names]
     for row in gone:
@@ -141,16 +139,15 @@ def remove_images(folder: pathlib.Path, names: Collection[str] | None = None) ->
             with contextlib.suppress(OSError):  # not the last, or with something else in it
                 path.parent.rmdir()
     if names is None:
-        (folder / "images.csv").unlink()
+        (folder / LISTED).unlink()
     return [row for row in listed if row not in gone]
 
 
 def save_images(
-    evaluation: Evaluation, folder: pathlib.Path, names: list[str], model: Classifier | HostModel | None
+    evaluation: Outcomes, folder: pathlib.Path, names: list[str], model: Classifier | HostModel | None
 ) -> pathlib.Path:
     """See `Evaluation.save_images`."""
     from jaxrobust.data._images import encode_png
-    from jaxrobust.evaluate.outcomes import FOOLED
 
     channels = evaluation.images.shape[-1]
     if channels not in PNG_CHANNELS:
@@ -172,4 +169,4 @@ def save_images(
             (folder / f"{file}.png").write_bytes(encode_png(eight_bit(outcome.images[i])))
             about = {"file": f"{file}.png", "attack": name, "example": int(i), "label": label, "prediction": after}
             listed.append({**about, "size": float(outcome.size[i]), "fooled_8bit": None if still is None else not lost})
-    return write_csv(folder / "images.csv", listed).parent
+    return write_csv(folder / LISTED, listed).parent

@@ -10,10 +10,10 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import pathlib
+import signal
+import threading
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,28 +21,25 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jaxrobust import _checks
+from jaxrobust import _compile
 from jaxrobust._borrow import borrowed
 from jaxrobust._repr import represented
 from jaxrobust.attacks import Attack
 from jaxrobust.attacks.core import engine
-from jaxrobust.evaluate import _hosts, _saved
+from jaxrobust.evaluate import _hosts
 from jaxrobust.evaluate._programs import (
     Books,
-    clean_logits,
     fitting,
     forward,
     met,
     pad,
-    predict,
     programs,
-    replicated,
     rows_of,
 )
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.types import AttackResult, Classifier, Criterion, Key
 
-__all__ = ["LaneCounts", "LaneResult", "check", "predict", "replicated", "run_lanes"]
+__all__ = ["LaneCounts", "LaneResult", "Watch", "drive", "undisturbed", "unwatched"]
 
 # Steps between two looks at the lanes. An accelerator works ahead of the host, at the price of a few idle steps of
 # lanes that are done; where lanes run in step, none is done before the others.
@@ -53,8 +50,6 @@ PEEK_IN_STEP = 16
 # seconds, which change from run to run, and with them, in the last bits, results.
 NARROWER = {"cpu": 1e12}
 NARROWER_ELSEWHERE = 1e15
-SAVE_EVERY = 30.0  # seconds between two saves
-SAVE_SHARE = 0.05  # of the wall time at most goes into saves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,186 +85,58 @@ class LaneResult:
     __repr__ = represented
 
 
-@_checks.off_mesh
-def run_lanes(
-    attack: Attack,
-    model: Classifier | HostModel,
-    images: Any,
-    labels: Any,
-    *,
-    key: Key,
-    indices: Any = None,
-    logits: Any = None,
-    lanes: int = 128,
-    early_stop: bool = True,
-    devices: Sequence[Any] | None = None,
-    save: str | pathlib.Path | None = None,
-    run_id: str | None = None,
-    progress: bool | str = False,
-) -> LaneResult:
-    """Attack a whole data set, as `attacks.run` would but without wasting a step; see this module's first lines.
+# What looks on as a run of the lanes is played: opened on the run before its first step and closed after its last, it
+# gives what is to be called after every round.
+Watch = Callable[["_Run"], contextlib.AbstractContextManager[Callable[[], None]]]
 
-    Args:
-        attack: the attack, of one radius or one an image; for a host model without a pullback one without gradients.
-        model: the classifier, or a `HostModel`.
-        images: (N, H, W, C) floating point in [0, 1], held on the host.
-        labels: (N,) true labels, or a criterion.
-        key: makes all randomness; example i uses fold_in(key, indices[i]).
-        indices: (N,) integers ≥ 0, by default 0 … N−1.
-        logits: (N, K) clean logits, computed here if not given.
-        lanes: examples in flight at once at most, ≥ 1, rounded up to a multiple of the number of devices; fewer where
-            there are not so many, or where the last turn would else be mostly idle.
-        early_stop: whether an example's first success frees its lane; never that of an attack under randomness.
-        devices: where to run; by default all local devices, the lanes split evenly among them.
-        save: a file to which finished examples and the lanes' state are saved, from time to time and whenever an
-            exception or Ctrl-C ends the run; a run that finds the file of an unfinished run of the same attack, model,
-            data and key goes on from there, one that finds another's raises. A model is known by its code, its
-            parameters and what it answers: a `HostModel` is asked about 16 more points for that.
-        run_id: a name of your own for the run, by which its file is known where functions or objects in the model or
-            the attack cannot be read (a connection, a lock), or change as they are used (a count of calls). All such
-            functions and objects of yours are then known by their names alone, and you vouch for them.
-        progress: whether to show a progress bar, on standard error; a string is its label.
 
-    Returns:
-        The result and its costs.
-
-    Raises:
-        TypeError: as `attacks.run`; a `save` that is no path.
-        ValueError: as `attacks.run`, or the save file belongs to a different run or is damaged, or something in the
-            model or the attack cannot be identified and there is no `run_id`.
-    """
-    _checks.saving("save", save, run_id)
-    known = None if save is None else _saved.of_model(model, run_id)
-    options: dict[str, Any] = {"lanes": lanes, "early_stop": early_stop, "devices": devices, "progress": progress}
-    options |= {"key": key, "indices": indices, "logits": logits, "save": save, "run_id": run_id}
-    return drive(attack, model, images, labels, known=known, **options)
+def unwatched(run: _Run) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    """Nobody looks on."""
+    return contextlib.nullcontext(lambda: None)
 
 
 def drive(
     attack: Attack,
     model: Classifier | HostModel,
-    images: Any,
-    labels: Any,
+    images: np.ndarray,
+    goal: Criterion,
     *,
     key: Key,
-    indices: Any,
-    logits: Any,
+    indices: np.ndarray,
+    logits: np.ndarray,
     lanes: int,
     early_stop: bool,
-    devices: Sequence[Any] | None,
-    save: str | pathlib.Path | None,
-    run_id: str | None,
+    everywhere: NamedSharding,
     progress: bool | str,
-    known: dict[str, str] | None,
+    watch: Watch = unwatched,
 ) -> LaneResult:
-    """`run_lanes`, for those who know already what the model is: `_saved.of_model` before it was first asked."""
-    began = time.perf_counter()
-    everywhere = replicated(devices)
-    _checks.count("lanes", lanes)
-    if _checks.explicit_mesh(images, labels) is not None:
-        images, labels = jax.device_get((images, labels))  # of which slices can be taken
-    indices, classes = check(attack, model, images, labels, key=key, indices=indices, ask=logits is None)
-    if logits is not None and np.shape(logits) != (len(images), classes):
-        raise ValueError(f"logits must have shape {(len(images), classes)}; got {np.shape(logits)}")
-    goal = jax.tree.map(np.asarray, _checks.criterion(labels, images))
-    images = _checks.widened(images)
-    images = np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype))
-    if images.min() < 0 or images.max() > 1:
-        images = np.clip(images, 0, 1)
-    model = jax.device_put(model, everywhere)
-    if logits is None:
-        logits = clean_logits(model, images, batch_size=lanes)
+    """`run_lanes` of what has passed the door and its clean logits; the model lies `everywhere`, see `replicated`."""
     stop = engine.stop_of(attack, early_stop)
-    job = _Run(attack, model, images, goal, key, indices, np.asarray(logits), lanes, stop, everywhere)
-    file = None if save is None else _saved.File(pathlib.Path(save), job, attack, known or {}, run_id)
-    ran = job.waits
-
-    def seconds() -> float:
-        return job.seconds + (time.perf_counter() - began if ran else 0.0)
-
-    with contextlib.nullcontext() if file is None else file.rescue(seconds):
-        _play(job, file, progress, seconds)
-        result, prediction = job.conclude()
-    spent = seconds()
-    if file is not None and (ran or not file.path.exists()):
-        try:
-            file.save(spent)
-        except OSError as error:  # such as a full disk: no reason to lose what has been computed
-            warnings.warn(f"the finished run was not saved to {file.path}: {error}", RuntimeWarning, stacklevel=3)
-    counts = LaneCounts(executed=job.executed, needed=job.needed, seconds=spent)
-    return LaneResult(result, counts, prediction)
+    run = _Run(attack, model, images, goal, key, indices, logits, lanes, stop, everywhere)
+    with watch(run) as after_round:
+        run.play(progress, after_round)
+        result, prediction = run.conclude()
+    return LaneResult(result, LaneCounts(run.executed, run.needed, run.seconds), prediction)
 
 
-def _play(job: _Run, file: _saved.File | None, progress: bool | str, seconds: Callable[[], float]) -> None:
-    """Rounds until nothing waits, saved from time to time."""
-    label = progress if isinstance(progress, str) else "attack"
-    with tqdm(total=len(job.images), desc=label, unit="img", disable=not progress, initial=job.finished) as bar:
-        saved, pause = time.perf_counter(), SAVE_EVERY
-        while job.waits:
-            before = job.finished
-            job.round()
-            if job.finished > before:
-                bar.update(job.finished - before)
-                bar.set_postfix(fooled=int(job.best["success"].sum()), refresh=False)
-            if file is not None and time.perf_counter() - saved > pause:
-                saving = time.perf_counter()
-                file.save(seconds())
-                saved = time.perf_counter()
-                pause = max(SAVE_EVERY, (saved - saving) / SAVE_SHARE)
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C back until the context ends, so that what belongs together is done together.
 
-
-def check(
-    attack: Any,
-    model: Classifier | HostModel,
-    images: Any,
-    labels: Any,
-    *,
-    key: Any,
-    indices: Any = None,
-    ask: bool = True,
-) -> tuple[np.ndarray, int]:
-    """All checks at the door of the lanes, the cheap ones first.
-
-    Args:
-        attack: the attack.
-        model: the classifier, or a `HostModel`.
-        images: (N, H, W, C).
-        labels: (N,) labels, or a criterion.
-        key: the random key.
-        indices: (N,) integers, or None for 0 … N−1.
-        ask: whether the model is run on a few images; False where that was done.
-
-    Returns:
-        The indices, (N,) unsigned, and the number of the model's classes.
-
-    Raises:
-        TypeError: as `attacks.run`.
-        ValueError: as `attacks.run`, indices that are negative or not one an image, or an attack that wants more of a
-            host model than it gives.
+    Only the main thread may handle signals, and only there does Ctrl-C raise; elsewhere nothing is held back.
     """
-    engine.check_attack(attack)
-    _checks.key(key)
-    _checks.image_shape(images)
-    engine.check_radii(attack, images)
-    images = _checks.widened(images)
-    goal = _checks.criterion(labels, images)
-    if indices is None:
-        indices = np.arange(len(images))
-    indices = np.asarray(indices)
-    _checks.label_shape("indices", indices, images)
-    if indices.min() < 0 or indices.max() >= 2**32:
-        raise ValueError(f"indices must lie in [0, 2**32); got values in [{indices.min()}, {indices.max()}]")
-    if isinstance(model, HostModel):
-        _hosts.check_attack(attack, model)
-        _checks.number("radius", jax.device_get(attack.set.radius))
-        _checks.image_values(images)
-        classes = model.classes_on(images)
-        _checks.label_values(goal, classes)
-        return indices.astype(np.uint32), classes
-    # of the shape at which the values are checked too, so that the model is traced once for both
-    classes = _checks.logits_shape(model, images[:8])
-    engine.check_values(attack, model, images, goal, classes, ask=ask)
-    return indices.astype(np.uint32), classes
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    received: list[Any] = []
+    signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if received:
+            before(*received[0])
 
 
 class _There(NamedTuple):
@@ -319,7 +186,8 @@ class _Run:
             self.peek = 1  # the host is there at every step anyway
         self.executed = 0
         self.needed = 0  # by runs that are over
-        self.seconds = 0.0
+        self.earlier = 0.0  # seconds, of sessions before this one
+        self.began: float | None = time.perf_counter()
         already = np.array(met(goal, logits))
         self.lane_example = np.full(self._starting_width(lanes, int((~already).sum())), -1)
         self.lane_age = np.zeros(self.width, np.int64)
@@ -377,6 +245,25 @@ class _Run:
         """How many examples need no further attack."""
         return int((self.runs_done >= self.runs).sum())
 
+    @property
+    def seconds(self) -> float:
+        """Wall time over all sessions; one in which nothing is left to do takes none."""
+        return self.earlier + (0.0 if self.began is None else time.perf_counter() - self.began)
+
+    def play(self, progress: bool | str, after_round: Callable[[], None]) -> None:
+        """Rounds until nothing waits."""
+        if not self.waits:
+            self.began = None
+        label = progress if isinstance(progress, str) else "attack"
+        with tqdm(total=len(self.images), desc=label, unit="img", disable=not progress, initial=self.finished) as bar:
+            while self.waits:
+                before = self.finished
+                self.round()
+                if self.finished > before:
+                    bar.update(self.finished - before)
+                    bar.set_postfix(fooled=int(self.best["success"].sum()), refresh=False)
+                after_round()
+
     def round(self) -> None:
         """Refill the free lanes, take a step or a few, harvest what is done."""
         free = np.flatnonzero(self.lane_example < 0)
@@ -391,7 +278,7 @@ class _Run:
         seen = []
         for _ in range(taken):
             step = self._step(live, gradient)
-            with _saved.undisturbed():
+            with undisturbed():
                 self.states, finished = step()
                 self.executed += self.width
                 self.lane_age += ~self.lane_done
@@ -415,7 +302,7 @@ class _Run:
         """Whether to spare so many lane-steps is worth another compilation."""
         return spared > 0 and spared * self._cost >= self.narrower
 
-    @_saved.undisturbed()
+    @undisturbed()
     def _narrow(self) -> None:
         """Moves the last examples to fewer lanes, where that spares more than it costs to compile."""
         if self.queue:
@@ -440,7 +327,7 @@ class _Run:
         passes = 3 if self.attack.gradients else 1
         # of the clean pass's shape, since that has been traced
         like = jax.ShapeDtypeStruct((self.batch, *self.images.shape[1:]), self.images.dtype)
-        return _checks.operations(self.there.model, like) * self.attack.width * passes
+        return _compile.operations(self.there.model, like) * self.attack.width * passes
 
     def _step(self, live: np.ndarray, gradient: bool) -> Callable[[], tuple[Any, Any]]:
         """What takes a step; a host model has answered then, to live lanes and points that are meant only."""
@@ -452,7 +339,7 @@ class _Run:
         told = _hosts.answers(model, points, meant & live[:, None], directions if gradient else None)
         return lambda: self.programs.tell(attack, self.states, *told, stop=self.stop)
 
-    @_saved.undisturbed()
+    @undisturbed()
     def _refill(self, slots: np.ndarray) -> None:
         rows = np.array([self.queue.popleft() for _ in range(min(len(slots), len(self.queue)))])
         slots = slots[: len(rows)]
@@ -463,7 +350,7 @@ class _Run:
         # only now, since lanes that failed to be filled hold nothing of these examples
         self.lane_example[slots], self.lane_age[slots] = rows, 0
 
-    @_saved.undisturbed()
+    @undisturbed()
     def _harvest(self, slots: np.ndarray) -> None:
         rows = self.lane_example[slots]
         known = None
@@ -500,7 +387,7 @@ class _Run:
         return {name: values[: len(slots)] for name, values in jax.device_get(found).items()}
 
     def conclude(self) -> tuple[AttackResult, np.ndarray]:
-        """Success confirmed by a fresh forward pass, as in `attacks.run`, and the classes that it saw."""
+        """Success confirmed by a fresh forward pass, as in `attacks.run`, and the classes it saw; stops the clock."""
         best = self.best
         claimed = np.flatnonzero(best["success"] | self.attack.sees_draws)
         logits = self.logits.copy()
@@ -522,6 +409,7 @@ class _Run:
             backwards=best["backwards"],
             code=engine.verdict(*booked, where=np.where, started=engine.has_started(self.attack, best["loss"])),
         )
+        self.earlier, self.began = self.seconds, None
         return result, logits.argmax(-1)
 
     def example_states(self) -> Any:

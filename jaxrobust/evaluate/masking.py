@@ -11,30 +11,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _inputs
 from jaxrobust.attacks import Attack, fgsm, pgd, square, targeted_each, worst_of_k
 from jaxrobust.evaluate import _hosts
 from jaxrobust.evaluate._programs import pad
+from jaxrobust.evaluate.door import run_lanes
+from jaxrobust.evaluate.evaluation import Evaluation
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import run_lanes
-from jaxrobust.evaluate.outcomes import FOOLED, AttackOutcome, Evaluation
+from jaxrobust.evaluate.outcomes import AttackOutcome
 from jaxrobust.evaluate.queries import queries_curve
 from jaxrobust.evaluate.robustness import robustness
 from jaxrobust.losses import cross_entropy
+from jaxrobust.report.format import FOOLED
 from jaxrobust.sets import L1, L2, Linf, PerturbationSet
 from jaxrobust.types import Classifier, Key, Number
 
 __all__ = ["Check", "MaskingReport", "masking"]
 
 CHANCE = 0.01  # of a sign where there is none, for each check that counts examples
-GAIN = 0.002  # AutoAttack's: how much better than white-box attacks a black-box one may be
+GAIN = 0.002  # of the accuracy that black-box attacks may take after white-box ones; `autoattack` warns by it too
 LEFT = 0.01  # accuracy that may be left where every image can become every other
 LATE = 0.1  # share of all successes for which the second half of the steps may be needed
 ZERO = 0.001  # share of examples without a gradient
 MISSED = 0.2  # share of the examples fooled by one loss that the other may miss
 FEWEST = 20  # successes of which shares are told: of fewer, all are close calls, which fall together
 TARGETS = 9  # classes at which gradients are aimed, one after the other, at what other attacks have fooled
-LOOKED_AT = 128  # examples whose loss is followed
+LOOKED_AT = 128  # examples, the first ones, whose loss is followed, and whose gradients `autoattack` looks at
 RADII = (0.5, 1.0, 2.0)  # times the set's
 
 
@@ -184,7 +186,7 @@ def masking(
         choice, but for that of black-box attacks, which is AutoAttack's.
     """
     _checks.count("steps", steps, low=2)
-    data = _checks.pair(data)
+    data = _inputs.pair(data)
     known = isinstance(set, (Linf, L2, L1))
     if black_box is None:
         black_box = {"square": square(set, queries=queries)} if known else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,24 +11,30 @@ import numpy as np
 from jaxrobust import _checks, _store
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluate._programs import meets
-from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneCounts
-from jaxrobust.report.run import OUTCOMES
-from jaxrobust.types import Classifier, Code, Confident, Criterion, Misclassified
+from jaxrobust.report.format import CLEAN_ERROR, FOOLED, NON_FINITE, OUTCOMES, ROBUST
+from jaxrobust.types import Code, Confident, Criterion, Misclassified
 
 __all__ = [
-    "CLEAN_ERROR",
-    "FOOLED",
-    "NON_FINITE",
-    "ROBUST",
     "AttackOutcome",
-    "Evaluation",
+    "Outcomes",
     "Proportion",
+    "clean_fate",
+    "fate_after",
     "unseen_mean",
 ]
 
-# what became of an example under an attack
-ROBUST, FOOLED, CLEAN_ERROR, NON_FINITE = 0, 1, 2, 3
+
+def clean_fate(logits: np.ndarray, goal: Criterion) -> np.ndarray:
+    """(N,) int8: what became of examples before any attack, from clean logits (N, K)."""
+    fate = np.where(meets(goal, logits), CLEAN_ERROR, ROBUST)
+    return np.where(np.isfinite(logits).all(-1), fate, NON_FINITE).astype(np.int8)
+
+
+def fate_after(fate: np.ndarray, success: Any, code: Any) -> np.ndarray:
+    """(N,) int8: what an attack makes of examples; it changes the fate only of those that were robust before."""
+    attacked = np.where(success, FOOLED, np.where(code == Code.NON_FINITE, NON_FINITE, ROBUST))
+    return np.where(fate == ROBUST, attacked, fate).astype(np.int8)
 
 
 class Proportion(NamedTuple):
@@ -172,9 +177,9 @@ class AttackOutcome:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """One model under several attacks, per example. Printing it gives a table.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Outcomes:
+    """What several attacks did to one model, per example; `Evaluation` writes it to files too.
 
     Args:
         name: the model's name in tables.
@@ -228,7 +233,7 @@ class Evaluation:
         found |= {"worst case": self.union} if len(self.outcomes) > 1 else {}
         accuracies = ", ".join(f"{name} {100 * each.accuracy:.1f}" for name, each in found.items())
         less = "; cheapened" if self._small_print else ""
-        return f"Evaluation({self.name!r}, {len(self.labels)} examples; accuracy in %: {accuracies}{less})"
+        return f"{type(self).__name__}({self.name!r}, {len(self.labels)} examples; accuracy in %: {accuracies}{less})"
 
     def __getitem__(self, attack: str) -> AttackOutcome:
         """What one attack did."""
@@ -278,22 +283,6 @@ class Evaluation:
     def _right(self) -> np.ndarray:
         return ~meets(self.goal, self.logits) & np.isfinite(self.logits).all(-1)
 
-    def with_notes(self, **notes: Any) -> Evaluation:
-        """The same evaluation with more notes.
-
-        Args:
-            **notes: anything in JSON's terms. The page shows them among the settings; what `MaskingReport.summary`
-                gives, under the name `masking`, has a section of its own.
-
-        Returns:
-            A new evaluation; notes of one name are replaced.
-
-        Example:
-            >>> diagnosis = jr.evaluate.masking(model, (x, y), jr.sets.Linf(8 / 255), key=key)  # doctest: +SKIP
-            >>> report.with_notes(masking=diagnosis.summary()).save("runs/mine")  # doctest: +SKIP
-        """
-        return dataclasses.replace(self, notes={**self.notes, **notes})
-
     def to_dict(self) -> dict[str, Any]:
         """What a results file holds of the model, in JSON's terms; `report.LEGEND` says what the fields are."""
         return {
@@ -311,92 +300,6 @@ class Evaluation:
                 "size": {name: outcome.size.tolist() for name, outcome in self.outcomes.items()},
             },
         }
-
-    def rows(self, *, examples: bool = False) -> list[dict[str, Any]]:
-        """The results as rows of a table.
-
-        Args:
-            examples: one row an attack and example, instead of one for clean images, each attack and the union.
-
-        Returns:
-            The rows, name -> value; see `report.LEGEND`.
-        """
-        from jaxrobust.evaluate import export
-
-        return list(export.example_rows(self) if examples else export.rows(self))
-
-    def to_csv(self, path: str | pathlib.Path, *, examples: bool = False) -> pathlib.Path:
-        """Write the rows to a CSV file.
-
-        Args:
-            path: the file; an older one is replaced.
-            examples: as in `rows`.
-
-        Returns:
-            The path.
-        """
-        from jaxrobust.evaluate import export
-
-        return export.write_csv(path, self.rows(examples=examples))
-
-    def to_frame(self, *, examples: bool = False) -> Any:
-        """The rows as a `pandas.DataFrame`.
-
-        Args:
-            examples: as in `rows`.
-
-        Returns:
-            The data frame.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        from jaxrobust.evaluate import export
-
-        return export.data_frame(self.rows(examples=examples))
-
-    def save_images(
-        self, folder: str | pathlib.Path, *, attack: str | None = None, model: Classifier | HostModel | None = None
-    ) -> pathlib.Path:
-        """Write what fooled the model as PNG files, and a list of them: `images.csv`.
-
-        A PNG has 8 bits a channel. Files of images that do not fool the model once they are rounded to that end in
-        "_lost", and have no in the list's column `fooled_8bit`; for minimum-norm attacks, which stop at the boundary,
-        these may be half.
-
-        Args:
-            folder: where to; made if need be. Each attack has a folder of its name in it. Files that an earlier call
-                has listed there of the same attack are replaced, and of other attacks kept.
-            attack: which; by default all.
-            model: a model to ask anew about the rounded images, such as a `HostModel`, which `robustness` does not ask.
-
-        Returns:
-            The folder.
-
-        Raises:
-            ValueError: images that are neither grey nor RGB, or an unknown attack.
-        """
-        from jaxrobust.evaluate import export
-
-        names = list(self.outcomes) if attack is None else [_checks.choice("attack", attack, self.outcomes)]
-        return export.save_images(self, pathlib.Path(folder), names, model)
-
-    def save(self, run_dir: str | pathlib.Path, *, title: str | None = None) -> pathlib.Path:
-        """Write `results.json`, pictures and the page to a new run folder.
-
-        Args:
-            run_dir: the folder; made if it does not exist.
-            title: the page's title; by default the model's name.
-
-        Returns:
-            The page.
-
-        Raises:
-            ValueError: the folder holds a run already.
-        """
-        from jaxrobust.evaluate.run_folder import save_run
-
-        return save_run(run_dir, [self], title=title or self.name)
 
     def __str__(self) -> str:
         rows = [("clean", self.clean, None)]

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jaxrobust.evaluate.outcomes import FOOLED, AttackOutcome
+from jaxrobust.evaluate.outcomes import AttackOutcome
+from jaxrobust.report.format import FOOLED
 from jaxrobust.types import AttackResult, Number
 
 __all__ = ["queries_curve"]

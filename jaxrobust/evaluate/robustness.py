@@ -5,7 +5,7 @@ from __future__ import annotations
 import binascii
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,14 +16,17 @@ from jaxrobust.attacks import Attack
 from jaxrobust.attacks.core.engine import of_examples
 from jaxrobust.attacks.suites import Suite
 from jaxrobust.evaluate import _saved
-from jaxrobust.evaluate._programs import fitting, meets, rows_of
+from jaxrobust.evaluate._programs import clean_logits, fitting, replicated, rows_of
+from jaxrobust.evaluate.door import enter, labelled
+from jaxrobust.evaluate.evaluation import Evaluation
 from jaxrobust.evaluate.export import still_fooled
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, check, clean_logits, drive, replicated, run_lanes
-from jaxrobust.evaluate.outcomes import CLEAN_ERROR, FOOLED, NON_FINITE, ROBUST, AttackOutcome, Evaluation
-from jaxrobust.types import Classifier, Code, Criterion, Key, Number
+from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, drive, unwatched
+from jaxrobust.evaluate.outcomes import AttackOutcome, clean_fate, fate_after
+from jaxrobust.report.format import FOOLED, ROBUST
+from jaxrobust.types import Classifier, Code, Key
 
-__all__ = ["check_name", "curve", "robustness"]
+__all__ = ["check_name", "robustness"]
 
 LONGEST_NAME = 200  # bytes of an attack's name, of the 255 that a file's may have
 RESERVED_NAMES = (".", "..", "pictures", "clean", "union")
@@ -92,8 +95,7 @@ def robustness(
         >>> x, y = jr.data.load("digits")  # doctest: +SKIP
         >>> report = robustness(model, (x, y), jr.attacks.pgd(jr.sets.Linf(0.1)), key=key)  # doctest: +SKIP
     """
-    images, goal = _goal(data)
-    labels = goal.label
+    images, labels = labelled(data)
     named = _named(attacks)
     cheapened = attacks.cheapened if isinstance(attacks, Suite) else None
     if isinstance(trained_on, str):
@@ -102,16 +104,15 @@ def robustness(
     everywhere = replicated(devices)
     _checks.saving("save_dir", save_dir, run_id)
     # before the model is first asked, since some functions count their calls
-    known = None if save_dir is None else _saved.of_model(model, run_id)
-    for i, attack in enumerate(named.values()):
-        check(attack, model, images, goal, key=key, ask=i == 0)
-    given = model
+    known = {} if save_dir is None else _saved.of_model(model, run_id)
+    checked, given = enter(named.values(), model, images, labels, key=key), model
+    goal = checked.goal
     # placed here once, so that all forward passes share one program
     model = jax.device_put(model, everywhere)
     logits = clean_logits(model, images, batch_size=lanes)
-    if known is not None and run_id is None:
-        _check_unchanged(known, _saved.of_model(given, None))
-    fate, points, prediction = _clean_fate(logits, goal), images, logits.argmax(-1)
+    if save_dir is not None and run_id is None:
+        _saved.check_unchanged(known, given)
+    fate, points, prediction = clean_fate(logits, goal), images, logits.argmax(-1)
     rounded, outcomes = np.zeros(len(images), bool), {}
     for attack_name, attack in named.items():
         rows = np.flatnonzero(fate == ROBUST) if only_survivors else np.arange(len(images))
@@ -121,18 +122,18 @@ def robustness(
             found = drive(
                 of_examples(attack, rows) if len(rows) < len(images) else attack,
                 model,
-                images[among],
+                checked.images[among],
                 rows_of(goal, rows),
                 key=jax.random.fold_in(key, binascii.crc32(attack_name.encode())),
-                indices=rows,
+                indices=checked.indices[among],
                 logits=logits[rows],
                 lanes=lanes,
                 early_stop=only_survivors or attack.first_success_is_final if early_stop is None else early_stop,
-                devices=devices,
-                save=None if save_dir is None else pathlib.Path(save_dir) / f"{attack_name}.npz",
-                run_id=run_id,
+                everywhere=everywhere,
                 progress=f"{name} | {attack_name}" if progress else False,
-                known=known,
+                watch=unwatched
+                if save_dir is None
+                else _saved.kept(pathlib.Path(save_dir) / f"{attack_name}.npz", attack, known, run_id),
             )
         outcome = _outcome(attack, found, rows, fate, points, prediction)
         # a model that shows its scores alone may be far, and its queries cost money
@@ -149,7 +150,7 @@ def robustness(
             rounded = outcome.fooled_8bit if outcome.fooled_8bit is not None else rounded
     return Evaluation(
         name=name,
-        labels=labels,
+        labels=goal.label,
         logits=logits,
         outcomes=outcomes,
         images=images,
@@ -158,39 +159,6 @@ def robustness(
         notes=dict(notes or {}) | ({"cheapened": cheapened} if cheapened else {}),
         goal=goal,
     )
-
-
-def _check_unchanged(before: dict[str, str], after: dict[str, str]) -> None:
-    """That the model is what it was before it was asked: else what is saved, and paid for, is lost."""
-    for part, identity in before.items():
-        if after.get(part) != identity:
-            raise ValueError(
-                f"model must not change as it is used where progress is saved; got another {part} after the clean pass "
-                '(a count of calls, a cache?): pass run_id="...", a name of your own for this run'
-            )
-
-
-def _goal(data: Any) -> tuple[np.ndarray, Criterion]:
-    """Images and a criterion in NumPy arrays, one entry an image."""
-    images, labels = _checks.pair(data, criteria=True)
-    _checks.image_shape(images)
-    goal = _checks.criterion(labels, images)
-    if goal.label is None:
-        raise ValueError(
-            f"a criterion must have the true labels, which are reported; got {type(goal).__name__} without"
-        )
-    return images, jax.tree.map(np.asarray, goal)
-
-
-def _clean_fate(logits: np.ndarray, goal: Criterion) -> np.ndarray:
-    fate = np.where(meets(goal, logits), CLEAN_ERROR, ROBUST)
-    return np.where(np.isfinite(logits).all(-1), fate, NON_FINITE).astype(np.int8)
-
-
-def _fate(fate: np.ndarray, success: Any, code: Any) -> np.ndarray:
-    """What an attack makes of examples: it changes the fate only of those that were robust before."""
-    attacked = np.where(success, FOOLED, np.where(code == Code.NON_FINITE, NON_FINITE, ROBUST))
-    return np.where(fate == ROBUST, attacked, fate).astype(np.int8)
 
 
 def _outcome(
@@ -215,7 +183,7 @@ def _outcome(
     prediction = prediction.copy()
     if found is not None:
         prediction[rows] = found.prediction
-        outcome["outcome"][rows] = _fate(fate[rows], found.result.success, found.result.code)
+        outcome["outcome"][rows] = fate_after(fate[rows], found.result.success, found.result.code)
         if len(rows) == count:
             outcome["images"] = np.asarray(found.result.images, points.dtype)  # the lanes' own array
         else:
@@ -266,53 +234,3 @@ def check_name(name: Any) -> str:
     if name.casefold() in RESERVED_NAMES:
         raise ValueError(f"attacks must not be named as a run's own files or rows, {RESERVED_NAMES}; got {name!r}")
     return name
-
-
-@_checks.off_mesh
-def curve(
-    model: Classifier | HostModel,
-    data: Any,
-    attack: Attack,
-    radii: Iterable[Number],
-    *,
-    key: Key,
-    lanes: int = 128,
-    devices: Sequence[Any] | None = None,
-    progress: bool | str = False,
-) -> np.ndarray:
-    """Robust accuracy against radius, all radii with one compiled program.
-
-    Args:
-        model: the classifier, or a `HostModel`.
-        data: images (N, H, W, C) in [0, 1] and labels (N,), or a criterion, as in `robustness`.
-        attack: the attack, of any radius.
-        radii: the radii, each ≥ 0.
-        key: makes all randomness, the same for every radius.
-        lanes: as in `robustness`.
-        devices: as in `robustness`.
-        progress: whether to show progress bars.
-
-    Returns:
-        (len(radii),) robust accuracies in [0, 1].
-
-    Raises:
-        ValueError: a radius that is negative or not finite; see `robustness`.
-    """
-    images, goal = _goal(data)
-    _checks.count("lanes", lanes)
-    everywhere = replicated(devices)
-    radii = [float(_checks.number("radii", radius)) for radius in radii]
-    if not radii:
-        raise ValueError("radii must hold at least one radius; got none")
-    ladder = [attack.with_radius(radius) for radius in radii]
-    check(ladder[0], model, images, goal, key=key)
-    model = jax.device_put(model, everywhere)
-    logits = clean_logits(model, images, batch_size=lanes)
-    fate = _clean_fate(logits, goal)
-    accuracies = []
-    for radius, rung in zip(radii, ladder, strict=True):
-        label = f"{progress} r={radius:.3g}" if isinstance(progress, str) else progress
-        options: dict[str, Any] = {"lanes": lanes, "devices": devices, "progress": label}
-        found = run_lanes(rung, model, images, goal, key=key, logits=logits, **options).result
-        accuracies.append(float((_fate(fate, found.success, found.code) == ROBUST).mean()))
-    return np.array(accuracies)

@@ -9,7 +9,7 @@ import pathlib
 import platform
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,16 +17,13 @@ import numpy as np
 
 from jaxrobust import _checks, _store, report
 from jaxrobust.attacks import Attack
-from jaxrobust.evaluate import _hosts
+from jaxrobust.evaluate._programs import predict
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import predict
-from jaxrobust.evaluate.outcomes import FOOLED, Evaluation
-from jaxrobust.evaluate.robustness import curve
-from jaxrobust.types import Classifier, Key, Number
+from jaxrobust.evaluate.outcomes import Outcomes
+from jaxrobust.report.format import FOOLED, FORMAT, PAGE, PICTURES, RESULTS
+from jaxrobust.types import Classifier
 
-__all__ = ["curves", "is_finished", "save_run", "trajectories"]
-
-FORMAT = 1
+__all__ = ["is_finished", "save_run"]
 
 
 def is_finished(run_dir: str | pathlib.Path, config: Any) -> bool:
@@ -44,7 +41,7 @@ def is_finished(run_dir: str | pathlib.Path, config: Any) -> bool:
         ValueError: it holds a finished run of other settings or of another version, or settings cannot be identified.
     """
     folder, settings = _checks.path("run_dir", run_dir), _settings(config)
-    if not (folder / "results.json").exists():
+    if not (folder / RESULTS).exists():
         return False
     found, wanted = report.load(run_dir).results.get("identity"), _identified(settings)
     if not isinstance(found, dict):
@@ -89,7 +86,7 @@ def _identified(settings: dict[str, Any]) -> dict[str, str | None]:
 
 def save_run(
     run_dir: str | pathlib.Path,
-    evaluations: Sequence[Evaluation],
+    evaluations: Sequence[Outcomes],
     *,
     title: str,
     models: Mapping[str, Classifier | HostModel] | None = None,
@@ -127,7 +124,7 @@ def save_run(
             examples or attacks.
     """
     run_dir, settings = _checks.path("run_dir", run_dir), _settings(config)
-    if (run_dir / "results.json").exists() and not overwrite:
+    if (run_dir / RESULTS).exists() and not overwrite:
         raise ValueError(f"run_dir must not hold a run already; got {run_dir}")
     _checks.count("pictures", pictures, low=0)
     _check_comparable(evaluations)
@@ -160,101 +157,17 @@ def save_run(
         "models": [evaluation.to_dict() for evaluation in evaluations],
         "curves": list(curves),
         "trajectories": list(trajectories),
-        "pictures": "pictures.npz" if pictures else None,
+        "pictures": PICTURES if pictures else None,
         "legend": report.LEGEND,
     }
     # Results go first and come last, so that whenever this ends they are those of the files beside them.
-    if (run_dir / "results.json").exists():
-        for name in ("results.json", "report.html", "pictures.npz"):
+    if (run_dir / RESULTS).exists():
+        for name in (RESULTS, PAGE, PICTURES):
             _store.remove(run_dir / name)
     if shown is not None:
-        _store.write_arrays(run_dir / "pictures.npz", **shown)
-    _store.write_json(run_dir / "results.json", results)
+        _store.write_arrays(run_dir / PICTURES, **shown)
+    _store.write_json(run_dir / RESULTS, results)
     return report.render(run_dir)
-
-
-def curves(
-    models: Mapping[str, Classifier | HostModel],
-    data: Any,
-    attacks: Mapping[str, Attack],
-    radii: Mapping[str, Iterable[Number]],
-    *,
-    key: Key,
-    progress: bool = False,
-    **options: Any,
-) -> list[dict[str, Any]]:
-    """Robust accuracy against radius for several models and attacks, as a run folder holds it.
-
-    Args:
-        models: name -> classifier.
-        data: images (N, H, W, C) and labels (N,).
-        attacks: name -> attack.
-        radii: attack name -> radii.
-        key: makes all randomness.
-        progress: whether to show progress bars.
-        **options: of `curve`.
-
-    Returns:
-        One dictionary an attack.
-    """
-    return [
-        {
-            "attack": name,
-            "radii": [float(radius) for radius in radii[name]],
-            "accuracy": {
-                model_name: curve(
-                    model,
-                    data,
-                    attack,
-                    radii[name],
-                    key=key,
-                    progress=f"{model_name} | {name}" if progress else False,
-                    **options,
-                ).tolist()
-                for model_name, model in models.items()
-            },
-            "count": len(data[1]),
-        }
-        for name, attack in attacks.items()
-        if name in radii
-    ]
-
-
-def trajectories(
-    models: Mapping[str, Classifier | HostModel], data: Any, attacks: Mapping[str, Attack], *, key: Key
-) -> list[dict[str, Any]]:
-    """Mean loss and its 10–90 % band against attack step for several models, as a run folder holds it.
-
-    At each step the examples count whose loss is finite there.
-
-    Args:
-        models: name -> classifier.
-        data: images (N, H, W, C) and labels (N,).
-        attacks: name -> attack.
-        key: makes all randomness.
-
-    Returns:
-        One dictionary an attack.
-    """
-    images, labels = data
-    found = []
-    for name, attack in attacks.items():
-        losses = {m: _hosts.losses(attack, c, images, labels, key=key) for m, c in models.items()}
-        found.append(
-            {
-                "attack": name,
-                "mean": {model: _of_finite(np.mean, loss) for model, loss in losses.items()},
-                "low": {model: _of_finite(lambda row: np.quantile(row, 0.1), loss) for model, loss in losses.items()},
-                "high": {model: _of_finite(lambda row: np.quantile(row, 0.9), loss) for model, loss in losses.items()},
-                "count": len(labels),
-            }
-        )
-    return found
-
-
-def _of_finite(statistic: Callable[[np.ndarray], Any], rows: np.ndarray) -> list[float]:
-    finite = [row[np.isfinite(row)] for row in rows]
-    return [float(statistic(row)) if len(row) else np.nan for row in finite]
 
 
 def _device() -> str:
@@ -268,12 +181,12 @@ def _about(attack: Attack) -> dict[str, Any]:
     return {"description": str(attack), "set": type(attack.set).__name__, "radius": radius, "settings": settings}
 
 
-def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
-    if isinstance(evaluations, Evaluation) or not isinstance(evaluations, Sequence):
-        advice = " (pass [evaluation])" if isinstance(evaluations, Evaluation) else ""
+def _check_comparable(evaluations: Sequence[Outcomes]) -> None:
+    if isinstance(evaluations, Outcomes) or not isinstance(evaluations, Sequence):
+        advice = " (pass [evaluation])" if isinstance(evaluations, Outcomes) else ""
         raise TypeError(f"evaluations must be a list of evaluations; got {_checks.told(evaluations)}{advice}")
     for place, evaluation in enumerate(evaluations):
-        if not isinstance(evaluation, Evaluation):
+        if not isinstance(evaluation, Outcomes):
             raise TypeError(f"evaluations[{place}] must be an Evaluation; got {_checks.told(evaluation)}")
     if not evaluations:
         raise ValueError("evaluations must hold at least one evaluation; got none")
@@ -287,7 +200,7 @@ def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
             raise ValueError(f"evaluations must share examples and attacks; got {first.name!r} and {other.name!r}")
 
 
-def _same_attacks(first: Evaluation, other: Evaluation) -> bool:
+def _same_attacks(first: Outcomes, other: Outcomes) -> bool:
     """Whether two evaluations are of the same attacks: the very same objects, or alike."""
     if first.outcomes.keys() != other.outcomes.keys():
         return False
@@ -302,7 +215,7 @@ def _same_attacks(first: Evaluation, other: Evaluation) -> bool:
     return True
 
 
-def _choose(evaluations: Sequence[Evaluation], count: int) -> np.ndarray:
+def _choose(evaluations: Sequence[Outcomes], count: int) -> np.ndarray:
     """Examples to show: those whose fate differs most between models and attacks, of as many classes as there are."""
     fooled = np.stack([o.outcome == FOOLED for e in evaluations for o in e.outcomes.values()])
     correct = np.logical_and.reduce([e.prediction == e.labels for e in evaluations])
@@ -315,7 +228,7 @@ def _choose(evaluations: Sequence[Evaluation], count: int) -> np.ndarray:
 
 
 def _pictures(
-    evaluations: Sequence[Evaluation], models: Mapping[str, Classifier | HostModel], shown: np.ndarray
+    evaluations: Sequence[Outcomes], models: Mapping[str, Classifier | HostModel], shown: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The arrays, by the places of models and attacks: two names put together may be those of another pair."""
     first = evaluations[0]

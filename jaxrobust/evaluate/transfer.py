@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _inputs
 from jaxrobust.attacks import Attack
-from jaxrobust.evaluate._programs import clean_logits, predict
+from jaxrobust.evaluate._programs import clean_logits, predict, replicated
+from jaxrobust.evaluate.door import enter
 from jaxrobust.evaluate.host import HostModel
-from jaxrobust.evaluate.lanes import check, run_lanes
+from jaxrobust.evaluate.lanes import drive
 from jaxrobust.types import Classifier, Key
 
 __all__ = ["Transfer", "ensemble", "transfer"]
@@ -47,7 +49,7 @@ def ensemble(models: Sequence[Classifier]) -> Classifier:
     if not models:
         raise ValueError("models must hold at least one classifier; got none")
     for place, model in enumerate(models):
-        _checks.classifier(model, name=f"models[{place}]")
+        _inputs.classifier(model, name=f"models[{place}]")
     return Classifier(_Mean(tuple(model.apply for model in models)), tuple(model.params for model in models))
 
 
@@ -123,6 +125,7 @@ class Transfer:
         return "\n".join(lines)
 
 
+@_checks.off_mesh
 def transfer(
     sources: Mapping[str, Classifier | HostModel],
     targets: Mapping[str, Classifier | HostModel],
@@ -166,7 +169,7 @@ def transfer(
     Reference:
         Papernot et al., 2016, arXiv:1605.07277; Dong et al., 2018, arXiv:1710.06081.
     """
-    images, labels = _checks.pair(data)
+    images, labels = _inputs.pair(data)
     for name, models in (("sources", sources), ("targets", targets)):
         if not isinstance(models, Mapping) or not models:
             raise ValueError(f"{name} must be a dictionary from names to models, at least one; got {models!r}")
@@ -174,25 +177,25 @@ def transfer(
     if different:
         raise ValueError(f"a name in sources and targets must stand for one model; got two called {different[0]!r}")
     _checks.count("lanes", lanes)
-    _checks.image_shape(images)
-    _checks.label_shape("labels", labels, images)
+    everywhere = replicated(devices)
     logits, clean, success, points = {}, {}, {}, {}
     for source in sources.values():
-        check(attack, source, images, labels, key=key)
+        checked = enter([attack], source, images, labels, key=key)
     for name, model in {**targets, **sources}.items():
         logits[name] = clean_logits(model, images, batch_size=lanes)
         clean[name] = _right(logits[name], labels)
     for name, model in sources.items():
-        found = run_lanes(
+        found = drive(
             attack,
-            model,
-            images,
-            labels,
+            jax.device_put(model, everywhere),
+            checked.images,
+            checked.goal,
             key=key,
+            indices=checked.indices,
             logits=logits[name],
             lanes=lanes,
             early_stop=False,
-            devices=devices,
+            everywhere=everywhere,
             progress=f"craft | {name}" if progress else False,
         ).result
         points[name], success[name] = np.asarray(found.images), np.asarray(found.success) & clean[name]

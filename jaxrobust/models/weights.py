@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -244,14 +243,7 @@ def _read_any(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return dict(archive.items())
-    except FileNotFoundError:
-        raise
-    # Whatever else NumPy and zipfile raise, the file is not one: a damaged archive, a single array, a pickle.
-    except (ValueError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} must be an .npz file of plain arrays: {error}") from error
+    return _store.read_arrays(Path(path), lambda error: f"{path} must be an .npz file of plain arrays: {error}")
 
 
 def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 from jaxrobust import _public
 
 if TYPE_CHECKING:
+    from jaxrobust.report.format import LEGEND as LEGEND
+    from jaxrobust.report.format import picture_key as picture_key
     from jaxrobust.report.page import render as render
-    from jaxrobust.report.run import LEGEND as LEGEND
     from jaxrobust.report.run import Run as Run
     from jaxrobust.report.run import load as load
-    from jaxrobust.report.run import picture_key as picture_key
     from jaxrobust.report.several import render_several as render_several
 
 __all__ = ["LEGEND", "Run", "load", "picture_key", "render", "render_several"]
 
 _HOMES = {
-    "LEGEND": "run",
+    "LEGEND": "format",
     "Run": "run",
     "load": "run",
-    "picture_key": "run",
+    "picture_key": "format",
     "render": "page",
     "render_several": "several",
 }

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from jaxrobust import _store
 from jaxrobust.report import charts, text
+from jaxrobust.report.format import PAGE
 from jaxrobust.report.run import Run, load
 from jaxrobust.report.sections import SECTIONS
 
@@ -41,7 +42,7 @@ def render(run_dir: pathlib.Path | str, *, output: pathlib.Path | str | None = N
         PosixPath('runs/digits/report.html')
     """
     run = load(run_dir)
-    return write(run, run.folder / "report.html" if output is None else pathlib.Path(output))
+    return write(run, run.folder / PAGE if output is None else pathlib.Path(output))
 
 
 def write(run: Run, path: pathlib.Path) -> pathlib.Path:

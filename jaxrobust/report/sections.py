@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxrobust import _statistics
 from jaxrobust.report import charts, images, text
-from jaxrobust.report.run import OUTCOMES, Run, diagnostics
+from jaxrobust.report.format import OUTCOMES
+from jaxrobust.report.run import Run, diagnostics
 
 __all__ = ["SECTIONS", "Section"]
 

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxrobust.report.format import PAGE
 from jaxrobust.report.page import write
 from jaxrobust.report.run import Run, load
 
@@ -16,7 +17,7 @@ __all__ = ["merged", "render_several"]
 def render_several(
     run_dirs: Sequence[pathlib.Path | str],
     *,
-    output: pathlib.Path | str = "report.html",
+    output: pathlib.Path | str = PAGE,
 ) -> pathlib.Path:
     """Write one page of several evaluation runs.
 

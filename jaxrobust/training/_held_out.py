@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import _checks, _compile, attacks
+from jaxrobust import _compile, _inputs, attacks
 from jaxrobust.data import Dataset, LazyDataset, Loader
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.types import Classifier, Code, Key
@@ -23,7 +23,7 @@ def as_dataset(name: str, data: Any) -> Data:
         return data
     if isinstance(data, tuple | list):
         try:
-            return Dataset.from_arrays(*_checks.pair(data))
+            return Dataset.from_arrays(*_inputs.pair(data))
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
     raise TypeError(f"{name} must be a jaxrobust.data.Dataset or a pair (images, labels); got {type(data).__name__}")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxrobust import _checks, _store, attacks
+from jaxrobust import _inputs, _store, attacks
 from jaxrobust.data import Loader
 from jaxrobust.models.adapters import Trainable
 from jaxrobust.training import _held_out, _run
@@ -200,8 +200,8 @@ def prepare(
 def _check_fit(classifier: Classifier, train: Any, held_out: Any) -> None:
     """The network against the data."""
     image = jax.ShapeDtypeStruct((2, *train.shape), jnp.float32)
-    classes = _checks.logits_shape(classifier, image)
-    _checks.finite_params(jax.device_get(classifier))
+    classes = _inputs.logits_shape(classifier, image)
+    _inputs.finite_params(jax.device_get(classifier))
     for name, data in (("train_data", train), ("validation_data", held_out)):
         if data is None:
             continue

@@ -315,6 +315,7 @@ def test_a_pipeline_is_attacked_and_confirms_it(pipeline, tmp_path):
         lanes=8,
         devices=ONE_DEVICE,
         save=tmp_path / "again.npz",
+        run_id="the pipeline",
     ).result
     sent = sum(service.sent)
     service.sent.clear()
@@ -327,6 +328,7 @@ def test_a_pipeline_is_attacked_and_confirms_it(pipeline, tmp_path):
         lanes=8,
         devices=ONE_DEVICE,
         save=tmp_path / "again.npz",
+        run_id="the pipeline",
     ).result
     np.testing.assert_array_equal(resumed.images, again.images)
     assert sum(service.sent) == len(images) + 8 + POINTS + again.success.sum() < sent
@@ -361,6 +363,15 @@ def test_a_function_that_changes_as_it_is_used_wants_a_run_id_before_queries_are
     # of the attack, only the probe and the claims once more
     claims = int((~first.outcomes["square-linf"].robust).sum())
     assert sum(service.sent) - bought == len(images) + len(images[::2]) + POINTS + claims
+
+
+def test_run_lanes_too_refuses_to_save_a_function_that_changes_before_queries_are_bought(tmp_path):
+    (images, labels), service = data(6), Service(network)
+    attack, model = square(sets.Linf(0.05), queries=10), HostModel(service, tiny.CLASSES)
+    with pytest.raises(ValueError, match=r'another model function after the clean pass.*pass run_id="..."'):
+        evaluate.run_lanes(attack, model, images, labels, key=KEY, devices=ONE_DEVICE, save=tmp_path / "a.npz")
+    assert sum(service.sent) == len(images) + len(images[::2])
+    assert not list(tmp_path.iterdir())
 
 
 def test_gradients_are_refused():

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust import _checks, attacks, sets
-from jaxrobust.evaluate import LaneCounts, lanes, predict, robustness, run_lanes
+from jaxrobust import _compile, _inputs, attacks, sets
+from jaxrobust.evaluate import LaneCounts, door, lanes, predict, robustness, run_lanes
 from jaxrobust.evaluate._programs import fitting
 from jaxrobust.types import Classifier, Code, Misclassified, Targeted
 from tests import tiny
@@ -347,9 +347,9 @@ def test_bad_input_is_refused_before_compute(name, key):
     ],
 )
 def test_what_annotations_exclude_is_refused_without_their_checker_too(changes, message, model, data, key):
-    good = {"attack": PGD, "key": key}
+    good = {"attack": PGD, "key": key} | changes
     with pytest.raises(TypeError, match=message):
-        lanes.check(model=model, images=data[0], labels=data[1], **(good | changes))
+        door.enter([good["attack"]], model, *data[:2], key=good["key"])
 
 
 def normalised_by_the_batch(params, images):
@@ -388,14 +388,14 @@ def test_bad_models_are_refused(apply, error, message, data, key):
 @pytest.mark.parametrize("mixing", [normalised_by_the_batch, less_the_mean_image, noisy_by_place])
 def test_a_single_image_too_shows_that_rows_mix(mixing, data):
     with pytest.raises(ValueError, match="must treat every image alone"):
-        _checks.model_values(classifier(apply=mixing), data[0][:1])
+        _inputs.model_values(classifier(apply=mixing), data[0][:1])
 
 
 def test_a_model_of_one_image_at_a_time_passes_the_door(data):
     def one(params, images):
         return network(params, images.reshape(1, *images.shape[1:]))
 
-    _checks.model_values(classifier(apply=one), data[0][:1])
+    _inputs.model_values(classifier(apply=one), data[0][:1])
 
 
 def test_bad_parameters_are_refused_before_compute(data, key):
@@ -451,7 +451,7 @@ MANY = [3, 5, 17, 33, 65, 100, 127, 128, 129, 130, 150, 200, 257]
 @pytest.mark.parametrize("count", FEW + [pytest.param(count, marks=pytest.mark.slow) for count in MANY])
 def test_few_images_cost_what_they_need(count, model, key, monkeypatch):
     """Of all that goes through the model, clean, at the door and to confirm included."""
-    seen, forward = [], _checks.forward
+    seen, forward = [], _compile.forward
 
     class Spy:
         def __call__(self, model, images):
@@ -461,7 +461,7 @@ def test_few_images_cost_what_they_need(count, model, key, monkeypatch):
         def __getattr__(self, name):
             return getattr(forward, name)
 
-    monkeypatch.setattr(_checks, "forward", Spy())
+    monkeypatch.setattr(_compile, "forward", Spy())
     images, _ = images_and_labels(model, count)
     labels = np.asarray(predict(model, images)).argmax(-1)
     seen.clear()
@@ -495,6 +495,6 @@ def test_the_last_examples_move_to_fewer_lanes(devices, model, data, reference, 
 def test_models_that_treat_every_image_alone_pass_the_door(make, count):
     made = make()
     images, _ = images_and_labels(made, count)
-    _checks.model_values(made, images)
+    _inputs.model_values(made, images)
     half = Classifier(lambda params, x: made.apply(params, x.astype(jnp.bfloat16).astype(x.dtype)), made.params)
-    _checks.model_values(half, images)
+    _inputs.model_values(half, images)

@@ -59,8 +59,8 @@ def interrupted(data, tmp_path, monkeypatch):
             played(self)
 
         with monkeypatch.context() as patch:
-            patch.setattr(lanes, "SAVE_EVERY", -1.0)
-            patch.setattr(lanes, "SAVE_SHARE", np.inf)
+            patch.setattr(_saved, "EVERY", -1.0)
+            patch.setattr(_saved, "SHARE", np.inf)
             patch.setattr(lanes._Run, "round", round_)
             with pytest.raises(Interrupted):
                 run_lanes(PGD, classifier(), *data, save=path, **OPTIONS)
@@ -342,8 +342,8 @@ def test_ctrl_c_in_the_middle_of_booking(booking, data, undisturbed, tmp_path, m
 @pytest.mark.parametrize(("every", "lost"), [(30.0, 8 * PGD.asks), (0.0, 8 * 2)])
 def test_a_step_that_fails_takes_only_along_what_was_not_saved(every, lost, data, undisturbed, tmp_path, monkeypatch):
     path, played, left = tmp_path / "a.npz", lanes._Run.round, [17]
-    monkeypatch.setattr(lanes, "SAVE_EVERY", every)
-    monkeypatch.setattr(lanes, "SAVE_SHARE", 1e9)
+    monkeypatch.setattr(_saved, "EVERY", every)
+    monkeypatch.setattr(_saved, "SHARE", 1e9)
 
     def round_(self):
         left[0] -= 1
@@ -394,9 +394,9 @@ def test_a_folder_is_refused(data, tmp_path):
 # What is killed: the evaluation below, made slow by a pause in every step.
 SCRIPT = """
 import sys, time, jax
-from jaxrobust.evaluate import lanes
+from jaxrobust.evaluate import _saved, lanes
 from tests.evaluate.test_resume import evaluation
-lanes.SAVE_EVERY = 0.0
+_saved.EVERY = 0.0
 step = lanes._Run.round
 lanes._Run.round = lambda self: (time.sleep(0.02), step(self))
 evaluation(sys.argv[1], progress=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust import _checks, attacks, sets
+from jaxrobust import _inputs, attacks, sets
 from jaxrobust.evaluate import (
     AttackOutcome,
     Evaluation,
@@ -557,7 +557,7 @@ def test_a_criterion_stands_in_the_place_of_labels(told, tmp_path):
     (name,) = found
     key = jax.random.fold_in(KEY, binascii.crc32(name.encode()))
     at_once = attacks.run(found[name].attack, model, images, goal, key=key, early_stop=True)
-    met = np.asarray(jax.vmap(lambda goal, z: goal.met(z))(_checks.criterion(goal, images), model(images)))
+    met = np.asarray(jax.vmap(lambda goal, z: goal.met(z))(_inputs.criterion(goal, images), model(images)))
     np.testing.assert_array_equal(found.robust("clean"), ~met)
     np.testing.assert_array_equal(found[name].outcome, np.select([met, at_once.success], [CLEAN_ERROR, FOOLED], ROBUST))
     np.testing.assert_array_equal(found.labels, labels)

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from jaxrobust import _checks, _compile
+from jaxrobust import _checks, _compile, _inputs
 from jaxrobust._borrow import borrowed
 from jaxrobust.attacks.core.base import Attack, Best, is_better
 from jaxrobust.types import AttackResult, Classifier, Code, Criterion, Key
@@ -408,17 +408,21 @@ def run(
     """
     check_attack(attack)
     _checks.key(key)
-    _checks.image_shape(images)
+    _inputs.image_shape(images)
     arguments = attack, model, images, labels, key, indices
     if (mesh := _checks.explicit_mesh(arguments)) is not None:
         return _without_explicit_axes(arguments, mesh, early_stop=early_stop, check=check)
     check_radii(attack, images)
-    images = _checks.widened(images)
-    goal = _checks.criterion(labels, images)
-    classes = _checks.logits_shape(model, images)
+    images = _inputs.widened(images)
+    goal = _inputs.criterion(labels, images)
+    classes = _inputs.logits_shape(model, images)
     traced = _checks.is_traced(attack, model, images, goal, key)
     if check and not traced:
-        check_values(attack, model, images, goal, classes)
+        check_numbers(attack)
+        _inputs.image_values(images)
+        _inputs.label_values(goal, classes)
+        _inputs.finite_params(model)
+        _inputs.model_values(model, np.clip(np.asarray(images[:8]), 0, 1))
     given = model  # kept until this returns, so that what is borrowed of it lives
     model = given if traced else borrowed(given)
     attack = attack.bound_to(model)
@@ -453,7 +457,7 @@ def _stepped(
     attack: Attack, model: Classifier, images: Array, goal: Criterion, keys: Key, *, stop: Stop
 ) -> AttackResult:
     """`search` with its loops in Python, for models whose convolutions XLA:CPU would run naively inside a loop."""
-    logits = _checks.forward(model, images)
+    logits = _compile.forward(model, images)
     best, over = None, np.zeros(len(images), bool)
     for restart in range(attack.runs(logits.shape[-1])):
         states = _begin(attack, images, goal, keys, logits, restart)
@@ -510,15 +514,14 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
     """
     check_attack(attack)
     _checks.key(key)
-    _checks.image_shape(images)
+    images, goal = _inputs.batch(images, labels)
     check_radii(attack, images)
-    images = _checks.widened(images)
-    _checks.classifier(model)
+    _inputs.classifier(model)
     # by way of NumPy, so that no array lies on a mesh with explicit axes
-    goal = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), _checks.criterion(labels, images))
+    goal = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), goal)
     keys = example_keys(key, jnp.arange(images.shape[0]))
     attack, images = attack.bound_to(model), jnp.asarray(np.asarray(images))
-    states = _begin(attack, images, goal, keys, _checks.forward(model, images), 0)
+    states = _begin(attack, images, goal, keys, _compile.forward(model, images), 0)
     losses = []
     for _ in range(attack.asks):
         states = _advance(attack, model, states, stop="clean")
@@ -527,10 +530,8 @@ def trajectory(attack: Attack, model: Classifier, images: Any, labels: Any, *, k
     return np.stack(losses)
 
 
-def check_values(
-    attack: Attack, model: Classifier, images: Any, goal: Criterion, classes: int, *, ask: bool = True
-) -> None:
-    """All that looking at values can tell at the door, see `run`; the model is run on some images if `ask`."""
+def check_numbers(attack: Attack) -> None:
+    """That an attack's numbers, which can be looked at, are finite."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(attack):
         name = f"attack{jax.tree_util.keystr(path)}"
         if jnp.ndim(leaf) == 0:
@@ -538,11 +539,6 @@ def check_values(
         elif not np.isfinite(jax.device_get(leaf)).all():
             raise ValueError(f"{name} must be finite; got NaN or infinite values")
     _checks.number("radius", jax.device_get(attack.set.radius))
-    _checks.image_values(images)
-    _checks.label_values(goal, classes)
-    _checks.finite_params(model)
-    if ask:
-        _checks.model_values(model, np.clip(np.asarray(images[:8]), 0, 1))
 
 
 def check_attack(attack: Any) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrobust import _checks, _compile
+from jaxrobust import _checks, _compile, _inputs
 from jaxrobust.attacks.core.ascent import finite
 from jaxrobust.attacks.core.minimum import adam_step
 from jaxrobust.losses import targeted_cross_entropy
@@ -246,19 +246,19 @@ def patch_success(
     hits = 0
     for start in range(0, len(images), batch_size):
         piece = _paste_all(placement, jax.random.fold_in(key, start), images[start : start + batch_size], patch, mask)
-        hits += int((np.asarray(_checks.forward(model, piece)).argmax(-1) == target).sum())
+        hits += int((np.asarray(_compile.forward(model, piece)).argmax(-1) == target).sum())
     return hits / len(images)
 
 
 def _images(model: Classifier, images: Any, target: Any, key: Any) -> np.ndarray:
-    _checks.image_shape(images)
-    images = _checks.widened(images)
-    _checks.image_values(images)
+    _inputs.image_shape(images)
+    images = _inputs.widened(images)
+    _inputs.image_values(images)
     _checks.key(key)
     images = np.clip(np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype)), 0, 1)
-    classes = _checks.logits_shape(model, images[:8])
+    classes = _inputs.logits_shape(model, images[:8])
     if not 0 <= _checks.count("target", target, low=0) < classes:
         raise ValueError(f"target must lie in [0, {classes}), the model's classes; got {target}")
-    _checks.finite_params(model)
-    _checks.model_values(model, jnp.asarray(images[:8]))
+    _inputs.finite_params(model)
+    _inputs.model_values(model, jnp.asarray(images[:8]))
     return images

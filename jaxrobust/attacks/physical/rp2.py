@@ -115,7 +115,7 @@ def rp2(
         delta, moments, value = _sticker_step(model, scene, own, delta, moments, np.int32(step), weights)
         history.append(value)
     seen = _sticker_scene(scene, jax.random.fold_in(key, steps), delta)
-    success = float((np.asarray(_checks.forward(model, seen)).argmax(-1) == target).mean())
+    success = float((np.asarray(_compile.forward(model, seen)).argmax(-1) == target).mean())
     return PhysicalResult(np.asarray(delta * support), np.asarray(support), np.asarray(jnp.stack(history)), success)
 
 

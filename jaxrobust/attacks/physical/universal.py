@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxrobust import _checks, _compile
+from jaxrobust import _checks, _compile, _inputs
 from jaxrobust.attacks.core.ascent import finite, scaled
 from jaxrobust.attacks.core.engine import run
 from jaxrobust.attacks.minimum_norm.deepfool import deepfool
@@ -139,7 +139,7 @@ def universal_perturbation(
         for place in np.asarray(jax.random.permutation(jax.random.fold_in(key, number), len(images))):
             point = np.clip(images[place] + v, 0, 1)[None]
             label = clean[place : place + 1]
-            if np.asarray(_checks.forward(model, point)).argmax(-1) != label:
+            if np.asarray(_compile.forward(model, point)).argmax(-1) != label:
                 continue
             start = ((point - 0.5) / WIDTH + 0.5).astype(images.dtype)
             found = run(finder, wide, start, label, key=key, check=False)
@@ -238,9 +238,9 @@ def _projected(set: Any, v: Image) -> Image:
 
 
 def _images(images: Any) -> np.ndarray:
-    _checks.image_shape(images)
-    images = _checks.widened(images)
-    _checks.image_values(images)
+    _inputs.image_shape(images)
+    images = _inputs.widened(images)
+    _inputs.image_values(images)
     return np.clip(np.asarray(images, jax.dtypes.canonicalize_dtype(images.dtype)), 0, 1)
 
 
@@ -249,9 +249,9 @@ def _check(model: Classifier, images: np.ndarray, set: PerturbationSet, key: Any
         raise TypeError(f"set must be additive, such as Linf(10 / 255); got {set!r}")
     _checks.one_radius(set)
     _checks.key(key)
-    _checks.logits_shape(model, images[:8])
-    _checks.finite_params(model)
-    _checks.model_values(model, jnp.asarray(images[:8]))
+    _inputs.logits_shape(model, images[:8])
+    _inputs.finite_params(model)
+    _inputs.model_values(model, jnp.asarray(images[:8]))
 
 
 def _rate(model: Classifier, images: np.ndarray, v: np.ndarray, clean: np.ndarray, batch_size: int) -> float:
@@ -266,5 +266,5 @@ def _predictions(model: Classifier, images: np.ndarray, batch_size: int, v: np.n
         if v is not None:
             piece = np.clip(piece + v[None], 0, 1)
         rows = np.minimum(np.arange(size), len(piece) - 1)
-        found.append(np.asarray(_checks.forward(model, piece[rows])).argmax(-1)[: len(piece)])
+        found.append(np.asarray(_compile.forward(model, piece[rows])).argmax(-1)[: len(piece)])
     return np.concatenate(found).astype(jax.dtypes.canonicalize_dtype(np.int64))
