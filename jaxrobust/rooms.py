@@ -132,7 +132,7 @@ def _models(things: dict[str, Any]) -> tuple[list[str], set[str]]:
 
 
 def _arguments(kind: type) -> list[inspect.Parameter]:
-    return list(inspect.signature(inspect.unwrap(kind.__init__)).parameters.values())[1:]  # type: ignore[misc]
+    return list(inspect.signature(inspect.unwrap(kind.__init__)).parameters.values())[1:]
 
 
 def _argument(parameter: inspect.Parameter) -> str:

@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -28,6 +29,12 @@ TESTS = itertools.count(1)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config):
+    """Checks annotations as the library runs, but not in the slow run, which calls the same functions more often."""
+    if "not slow" in (config.option.markexpr or ""):
+        jaxtyping.install_import_hook("jaxrobust", "beartype.beartype")
 
 
 def pytest_runtest_setup(item):
@@ -53,7 +60,7 @@ def pytest_runtest_teardown(item, nextitem):
     """Gives compiled programs back after a file, where they take much memory."""
     if (nextitem is None or nextitem.path != item.path) and MAPS.exists():
         pages = int(MAPS.with_name("statm").read_text().split()[1])
-        if pages * resource.getpagesize() > 1.5 * 2**30:
+        if pages * resource.getpagesize() > 2 * 2**30:
             jax.clear_caches()
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)

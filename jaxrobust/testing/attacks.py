@@ -33,6 +33,20 @@ def product(rows: Any, matrix: Any) -> Any:
     return jnp.sum(rows[:, :, None] * matrix[None], 1)
 
 
+class _Counted:
+    """`dense_net`, and how often it was traced."""
+
+    traces = 0
+
+    def __call__(self, params: Any, images: Any) -> Any:
+        self.traces += 1
+        return dense_net(params, images)
+
+
+# one for all cases, which then share the programs of the forward pass
+_counted = _Counted()
+
+
 def dense_params(seed: int, shape: tuple[int, ...], classes: int) -> Any:
     """Random parameters of `dense_net`."""
     rng = np.random.default_rng(seed)
@@ -66,7 +80,7 @@ class AttackCase:
     @functools.cached_property
     def model(self) -> Any:
         """The network."""
-        return self.wrap(Classifier(dense_net, dense_params(0, self.shape, self.classes)))
+        return self.wrap(Classifier(_counted, dense_params(0, self.shape, self.classes)))
 
     @functools.cached_property
     def images(self) -> Any:
@@ -105,8 +119,7 @@ class AttackCase:
     def booked(self, goal: Any) -> Any:
         """What the attack books of the clean images."""
         keys = attacks.example_keys(self.key, np.arange(len(self.images)))
-        attack = self.attack.bound_to(self.model)
-        return jax.vmap(attack.best)(jax.vmap(attack.init)(keys, self.images, goal, self.model(self.images)))
+        return _booked(self.attack.bound_to(self.model), keys, self.images, goal, self.clean)
 
     def __str__(self) -> str:
         return f"{type(self.attack).__name__} ({self.attack}) on {self.classes} classes of shape {self.shape}"
@@ -144,6 +157,11 @@ def check_attack(
     case = AttackCase(attack, tuple(shape), classes, model)
     for one in chosen(ATTACK_LAWS, laws):
         one(case)
+
+
+@jax.jit
+def _booked(attack: Attack, keys: Any, images: Any, goal: Any, logits: Any) -> Any:
+    return jax.vmap(attack.best)(jax.vmap(attack.init)(keys, images, goal, logits))
 
 
 @jax.jit
@@ -259,25 +277,16 @@ def key_decides(case: AttackCase) -> None:
 @law(ATTACK_LAWS)
 def nothing_is_traced_twice(case: AttackCase) -> None:
     """Another radius, step size, network, image, label or key is no other program."""
-    traces = 0
-
-    def counting(params: Any, images: Any) -> Any:
-        nonlocal traces
-        traces += 1
-        return dense_net(params, images)
-
-    made = case.attack
-    params, others = (dense_params(seed, case.shape, case.classes) for seed in (0, 1))
-    attacks.run(made, case.wrap(Classifier(counting, params)), case.images, case.labels, key=case.key)
-    first = traces
+    made, other = case.attack, case.wrap(Classifier(_counted, dense_params(1, case.shape, case.classes)))
+    case.run()
+    before = _counted.traces
     values = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}  # type: ignore[arg-type]
     lowered = {name: 0.9 * value for name, value in values.items() if isinstance(value, float)}
-    typical = float(made.set.radius)
+    typical, places = float(made.set.radius), np.arange(len(case.images))
     for radius in (0.3 * typical, np.float32(0.4 * typical), 1, jnp.asarray(0.5 * typical)):
         again = dataclasses.replace(made, **lowered).with_radius(radius)  # type: ignore[type-var]
-        other = case.wrap(Classifier(counting, others))
-        attacks.run(again, other, 1 - case.images, 1 - case.labels % 2, key=jax.random.key(1))
-    hold(traces == first, f"the network is traced {first} times at first and {traces - first} times more later")
+        attacks.run(again, other, 1 - case.images, 1 - case.labels % 2, key=jax.random.key(1), indices=places + 1)
+    hold(_counted.traces == before, f"the network is traced {_counted.traces - before} times more")
 
 
 @law(ATTACK_LAWS)
@@ -294,6 +303,17 @@ def radii_map(case: AttackCase) -> None:
     for i, radius in enumerate(radii):
         single = case.run(attack=case.attack.with_radius(radius))
         near(jax.tree.map(lambda leaf, i=i: leaf[i], together), single, f"radius {radius:g} under vmap, ", atol=1e-3)
+
+
+@law(ATTACK_LAWS)
+def every_example_has_its_own_radius(case: AttackCase) -> None:
+    """Radii of shape (N,) give what each example has in a run of its radius alone."""
+    radius, shares = float(case.attack.set.radius), np.resize([0.5, 1.0, 1.5], len(case.images))
+    together = case.run(attack=case.attack.with_radius(radius * shares))
+    for share in np.unique(shares):
+        alone, rows = case.run(attack=case.attack.with_radius(radius * share)), shares == share
+        here, there = (jax.tree.map(lambda leaf: np.asarray(leaf)[rows], found) for found in (together, alone))  # noqa: B023
+        near(here, there, f"{share:g} times the radius for some, ", atol=1e-3)
 
 
 @law(ATTACK_LAWS)

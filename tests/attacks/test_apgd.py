@@ -294,5 +294,5 @@ def test_apgd_t_of_three_classes_leaves_no_more_than_pgd_towards_each(seed):
     each = attacks.targeted_each(attacks.pgd(sets.Linf(0.08), steps=5), targets=2)
     ours = attacks.run(apgd_t(sets.Linf(0.08), steps=5, targets=2), model, images, labels, key=KEY)
     theirs = attacks.run(each, model, images, labels, key=KEY)
-    assert np.asarray(theirs.success).mean() > 0.3
+    assert np.asarray(theirs.success).mean() > 0.2
     assert np.asarray(ours.success).sum() >= np.asarray(theirs.success).sum()

@@ -60,7 +60,8 @@ LAWS = {
     "best_point_is_at_least_as_good_as_the_clean_image": FEW,
     "key_decides": FEW,
     "nothing_is_traced_twice": FEW,
-    "radii_map": FEW,
+    "every_example_has_its_own_radius": FEW,
+    "radii_map": FEWER,
     "one_image_alone_is_the_same": FEWER,
     "targeted_runs_go_towards_the_target": FEWER,
 }

@@ -131,11 +131,10 @@ def test_a_criterion_is_as_good_as_labels(model, data, reference, key):
 def test_neither_batch_mates_nor_order_nor_devices_matter(model, data, reference, key):
     images, labels, indices = data
     expected = reference(False)
-    for rows in ([3], [20, 3, 7], np.arange(COUNT)[::-1]):
-        for devices in (ONE_DEVICE, None):
-            options = {"key": key, "indices": indices[rows], "lanes": 8, "devices": devices, "early_stop": False}
-            found = run_lanes(PGD, model, images[rows], labels[rows], **options)
-            assert_equal_results(found.result, expected, rows)
+    for rows, devices in (([3], ONE_DEVICE), ([20, 3, 7], None), (np.arange(COUNT)[::-1], None)):
+        options = {"key": key, "indices": indices[rows], "lanes": 8, "devices": devices, "early_stop": False}
+        found = run_lanes(PGD, model, images[rows], labels[rows], **options)
+        assert_equal_results(found.result, expected, rows)
 
 
 def test_results_are_bit_equal_on_one_and_four_devices(model, data, key):
@@ -176,18 +175,25 @@ def test_refilling_spares_steps(model, data, key):
 
 
 def test_steps_needed_are_asks_of_whatever_width(model, data, key):
-    """A step of five points in asks of three, and one that ends as soon as it is told."""
+    """A step of five points in asks of three."""
     images, labels, _ = data
     options = {"key": key, "lanes": 1, "devices": ONE_DEVICE, "early_stop": False}
     attack = attacks.nes(sets.Linf(0.05), steps=2, samples=4, chunk=3)
     counts = run_lanes(attack, model, images[:3], labels[:3], **options).counts
     assert counts.needed == counts.executed == 3 * attack.asks == 15
+
+
+@pytest.mark.slow
+def test_steps_needed_are_those_of_a_walk_that_ends_early(model, data, key):
+    images, labels, _ = data
+    options = {"key": key, "lanes": 1, "devices": ONE_DEVICE, "early_stop": False}
     walk = attacks.hop_skip_jump(sets.L2(0.3), iterations=1, queries=30, chunk=5, samples=5)
     found = run_lanes(walk, model, images[:3], labels[:3], **options)
     assert found.counts.needed == found.counts.executed
     assert (found.result.forwards - 1).sum() / walk.width < found.counts.needed < (found.result.forwards - 1).sum()
 
 
+@pytest.mark.slow
 def test_no_gradients_are_pulled_for_asks_that_only_book(model, data, key, monkeypatch):
     images, labels, _ = data
     pulled, original = [], lanes.programs
@@ -475,7 +481,8 @@ def test_few_images_cost_what_they_need(count, model, key, monkeypatch):
     assert through <= 1.25 * found.outcomes["a"].forwards.sum() + door + claims
 
 
-@pytest.mark.parametrize("devices", [ONE_DEVICE, pytest.param(None, marks=pytest.mark.slow)], ids=["one", "all"])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [ONE_DEVICE, None], ids=["one", "all"])
 def test_the_last_examples_move_to_fewer_lanes(devices, model, data, reference, key, monkeypatch):
     images, labels, indices = data
     options = {"key": key, "indices": indices, "lanes": 32, "devices": devices}
