@@ -3,6 +3,7 @@
 import collections
 import ctypes
 import gc
+import importlib.metadata
 import itertools
 import os
 import pathlib
@@ -10,6 +11,13 @@ import resource
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# The programs of the tests are many and small, so that compiling them is most of the work. XLA:CPU's first emitters by
+# MLIR, of jaxlib up to 0.10, take three times as long as those before them, and later ones know no such flag.
+if "xla_cpu_use_fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
+    FLAGS = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
+    if tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2]) < (0, 11):
+        FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(FLAGS).strip()
 
 import jax
 import jaxtyping
