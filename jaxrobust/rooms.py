@@ -111,7 +111,7 @@ def _sets(things: dict[str, Any]) -> tuple[list[str], set[str]]:
     head = ("set", "what the adversary may do", "registered as", "has", "usual radii")
     note = (
         "**Registered as**: the names under which the laws are tested. **Has**: `maximise`, a linear maximiser, by "
-        "which Frank–Wolfe searches it; `grid`, by which grid search does. **Usual radii**: those of `standard(DATASET)`."
+        "which Frank–Wolfe searches it; `grid`, by which grid search does. **Usual radii**: `standard(DATASET)`."
     )
     return [note, "", *_table(head, sorted(rows, key=_plain))], {row[0].strip("`") for row in rows}
 
@@ -131,7 +131,7 @@ def _models(things: dict[str, Any]) -> tuple[list[str], set[str]]:
 
 
 def _arguments(kind: type) -> list[inspect.Parameter]:
-    return list(inspect.signature(inspect.unwrap(kind.__init__)).parameters.values())[1:]  # type: ignore[misc]
+    return list(inspect.signature(inspect.unwrap(kind.__init__)).parameters.values())[1:]
 
 
 def _argument(parameter: inspect.Parameter) -> str:
