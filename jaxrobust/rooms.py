@@ -111,8 +111,7 @@ def _sets(things: dict[str, Any]) -> tuple[list[str], set[str]]:
     head = ("set", "what the adversary may do", "registered as", "has", "usual radii")
     note = (
         "**Registered as**: the names under which the laws are tested. **Has**: `maximise`, a linear maximiser, by "
-        "which Frank–Wolfe searches it; `grid`, by which grid search does. "
-        "**Usual radii**: those of `standard(DATASET)`."
+        "which Frank–Wolfe searches it; `grid`, by which grid search does. **Usual radii**: `standard(DATASET)`."
     )
     return [note, "", *_table(head, sorted(rows, key=_plain))], {row[0].strip("`") for row in rows}
 

@@ -27,9 +27,6 @@ class BoundedParameters(PerturbationSet):
 
     radius: Number
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
-
     @abc.abstractmethod
     def _shape(self, x: Image) -> tuple[int, ...]:
         """The shape of θ."""

@@ -26,7 +26,7 @@ class Composite(PerturbationSet):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", checked(self.parts, self.kind, self.meaning))
-        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
+        super().__post_init__()
 
     @property
     def contains_clean(self) -> bool:

@@ -21,7 +21,7 @@ class PlanBall(PerturbationSet):
     kernel: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
+        super().__post_init__()
         _checks.choice("p", self.p, (1, 2))
         offsets(self.kernel)
 

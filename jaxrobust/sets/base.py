@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxrobust import _checks
 from jaxrobust._repr import written
 from jaxrobust.types import Classifier, Image, Key, Number
 
@@ -30,6 +31,9 @@ class PerturbationSet(abc.ABC):
     """
 
     radius: Number  # engines also take an array (N,), one an image, and give the methods each image's own
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
 
     @property
     def contains_clean(self) -> bool:
@@ -60,9 +64,14 @@ class PerturbationSet(abc.ABC):
     def size(self, x: Image, theta: Parameters) -> Scalar:
         """How large the perturbation is, in the unit of the radius."""
 
-    @abc.abstractmethod
     def contains(self, x: Image, theta: Parameters) -> Bool[Array, ""]:
-        """Whether the image of θ lies in the set, to the tolerance of float32, and in [0, 1]."""
+        """Whether the image of θ lies in the set, to the tolerance of float32, and in [0, 1].
+
+        By default size ≤ radius + 1e-5 · max(1, radius), for sets whose `apply` stays in [0, 1] by itself.
+        """
+        radius, image = jnp.asarray(self.radius).astype(x.dtype), self.apply(x, theta)
+        inside = (jnp.min(image) >= -1e-6) & (jnp.max(image) <= 1 + 1e-6)
+        return inside & (self.size(x, theta) <= radius + 1e-5 * jnp.maximum(radius, 1))
 
     def distance(self, x: Image, theta: Parameters, other: Parameters) -> Scalar:
         """How far apart two members are, in the unit of the radius: as a rule the size of their difference."""

@@ -88,7 +88,7 @@ class JPEG(PerturbationSet):
     subsample: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
+        super().__post_init__()
         _checks.choice("norm", self.norm, tuple(BALLS))
         _checks.choice("subsample", self.subsample, (False, True))
 

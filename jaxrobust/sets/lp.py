@@ -25,9 +25,6 @@ LENIENT = 1e-6  # share of a radius that a projection may leave unspent
 class AdditiveBall(PerturbationSet):
     """x' = x + δ with ‖δ‖ ≤ radius and x' in [0, 1]: θ is δ itself. What differs by norm is in the subclasses."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
-
     def init(self, x: Image) -> Image:
         """No perturbation."""
         return jnp.zeros_like(x)

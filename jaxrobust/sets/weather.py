@@ -35,9 +35,6 @@ class Weather(PerturbationSet):
     # between what the variables lie
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "radius", _checks.number("radius", self.radius))
-
     @property
     def contains_clean(self) -> bool:
         """Never: the disturbance always has its full strength."""

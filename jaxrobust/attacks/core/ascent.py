@@ -73,7 +73,7 @@ class SearchState:
 class Booking(Attack):
     """An attack that asks parameters of its set and keeps the best: success first, then the highest loss."""
 
-    loss: Loss
+    loss: Loss = "cross_entropy"
 
     def done(self, state: SearchState) -> Bool[Array, ""]:
         """Whether all asks have been made."""
@@ -193,14 +193,14 @@ class Booking(Attack):
         return f"{self._method} in {self.set}, {self._run}, {name_of(self.loss)}"
 
     @property
-    @abc.abstractmethod
     def _method(self) -> str:
         """How the attack is called in text."""
+        return type(self).__name__
 
     @property
-    @abc.abstractmethod
     def _run(self) -> str:
         """How long it searches, in text."""
+        return f"{self.asks} asks"
 
 
 class QueryAttack(Booking):
@@ -235,7 +235,7 @@ class Ascent(Booking):
     """
 
     steps: int
-    start: str
+    start: str = "random"
 
     @property
     def asks(self) -> int:

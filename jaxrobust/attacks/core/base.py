@@ -76,8 +76,9 @@ class Attack(abc.ABC):
     """
 
     set: PerturbationSet
-    restarts: int
 
+    # independent runs; static
+    restarts: int = 1
     # whether a run may be over before its last ask, so that the schedule only bounds what it costs; static
     ends_early = False
     # whether the point it keeps is the nearest success, so that sizes are distances to the decision boundary; static

@@ -68,7 +68,6 @@ class MinimumNorm(Booking):
 
     steps: int
     loss = "size"
-    restarts = 1
     start = "clean"  # as a rule nothing is random
     minimum_norm = True
 

@@ -45,6 +45,8 @@ class Adam(Ascent):
     square_decay: Number = 0.999
     epsilon: Number = 1e-8
 
+    _method = "Adam ascent"
+
     def __post_init__(self) -> None:
         check_run(self, "clean", "random")
         for name in ("step_size", "relative_step_size", "epsilon"):
@@ -80,10 +82,6 @@ class Adam(Ascent):
 
         theta = jax.tree.map(moved, state.theta, mean, square)
         return self.set.project(state.x, theta), (mean, square)
-
-    @property
-    def _method(self) -> str:
-        return "Adam ascent"
 
 
 def adam(

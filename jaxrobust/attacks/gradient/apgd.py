@@ -97,6 +97,8 @@ class AutoPGD(Ascent):
     targets: int
     start = "random"
 
+    _method = "APGD"
+
     def __post_init__(self) -> None:
         check_run(self, "random")
         if _checks.count("targets", self.targets, low=0) and self.restarts % self.targets:
@@ -139,10 +141,6 @@ class AutoPGD(Ascent):
 
     def _is_idle(self, state: SearchState) -> Bool[Array, ""]:
         return state.aim.target < 0 if self.targets else jnp.zeros((), bool)
-
-    @property
-    def _method(self) -> str:
-        return "APGD"
 
     @property
     def _run(self) -> str:

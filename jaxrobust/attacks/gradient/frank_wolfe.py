@@ -39,6 +39,8 @@ class FrankWolfe(Ascent):
     start: Literal["clean", "random"] = "clean"
     loss: Loss = "cross_entropy"
 
+    _method = "Frank-Wolfe"
+
     def __post_init__(self) -> None:
         check_run(self, "clean", "random")
         _checks.choice("averaging", self.averaging, ("2/(t+2)", "1/(t+1)"))
@@ -67,10 +69,6 @@ class FrankWolfe(Ascent):
         step = state.asked.astype(state.x.dtype)
         share = 2 / (step + 2) if self.averaging == "2/(t+2)" else 1 / (step + 1)
         return jax.tree.map(lambda theta, w: theta + share * w, state.theta, way), gap
-
-    @property
-    def _method(self) -> str:
-        return "Frank-Wolfe"
 
 
 def frank_wolfe(

@@ -44,6 +44,8 @@ class MSD(Booking):
     start: Literal["clean", "random"] = "random"
     loss: Loss = "cross_entropy"
 
+    _method = "multi steepest descent"
+
     def __post_init__(self) -> None:
         check_run(self, "clean", "random")
         if self.sparsity is not None:
@@ -127,10 +129,6 @@ class MSD(Booking):
             gradient = _largest_free(state.x + theta, gradient, size, kept, most)
             part = L1(part.radius, quantile=0.0)
         return part.ascend(state.x, theta, gradient, size)
-
-    @property
-    def _method(self) -> str:
-        return "multi steepest descent"
 
     @property
     def _run(self) -> str:
@@ -219,6 +217,8 @@ class AffineAscent(Ascent):
     start: Literal["weights", "random"] = "random"
     loss: Loss = "cross_entropy"
 
+    _method = "part-wise ascent"
+
     def __post_init__(self) -> None:
         check_run(self, "weights", "random")
         object.__setattr__(self, "relative_step_sizes", one_a_part(self.relative_step_sizes, self.set))
@@ -232,10 +232,6 @@ class AffineAscent(Ascent):
         part = state.asked % len(self.set.parts)
         size = jnp.stack([jnp.asarray(size).astype(x.dtype) for size in self.relative_step_sizes])[part]
         return self.set.project(x, self.set.ascend_part(x, theta, gradient, size, part)), None
-
-    @property
-    def _method(self) -> str:
-        return "part-wise ascent"
 
 
 def affine(

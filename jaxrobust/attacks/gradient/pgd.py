@@ -47,6 +47,8 @@ class PGD(Ascent):
     loss: Loss = "cross_entropy"
     aim: Literal["goal", "least_likely"] = "goal"
 
+    _method = "gradient ascent"
+
     def __post_init__(self) -> None:
         check_run(self, "clean", "random", "noise")
         _checks.choice("aim", self.aim, ("goal", "least_likely"))
@@ -76,10 +78,6 @@ class PGD(Ascent):
             velocity = gradient = jax.tree.map(lambda v, g: decay * v + share * g, velocity, gradient)
         size = scaled(self.step_size, self.relative_step_size, self._radius(x))
         return self.set.project(x, self.set.ascend(x, state.theta, gradient, size)), velocity
-
-    @property
-    def _method(self) -> str:
-        return "gradient ascent"
 
 
 def pgd(

@@ -37,6 +37,8 @@ class PGD0(Ascent):
     loss: Loss = "cross_entropy"
     start = "random"
 
+    _method = "PGD₀"
+
     def __post_init__(self) -> None:
         check_run(self, "random")
         # JAX rebuilds pytrees around placeholders, which are no sets
@@ -57,10 +59,6 @@ class PGD0(Ascent):
 
     def _limits(self, x: Image) -> tuple[Image, Image]:
         return self.set._bounds(x)  # type: ignore[attr-defined]
-
-    @property
-    def _method(self) -> str:
-        return "PGD₀"
 
 
 def pgd_0(

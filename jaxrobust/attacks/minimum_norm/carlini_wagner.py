@@ -74,6 +74,8 @@ class CarliniWagnerL2(CarliniWagner):
     step_size: Number = 1e-2
     abort_early: bool = True
 
+    _method = "Carlini–Wagner"
+
     def __post_init__(self) -> None:
         self._check()
 
@@ -101,10 +103,6 @@ class CarliniWagnerL2(CarliniWagner):
 
     def _backwards(self, state: SearchState) -> Int[Array, ""]:
         return state.asked - state.memory[2].round
-
-    @property
-    def _method(self) -> str:
-        return "Carlini–Wagner"
 
 
 @pytree("weight", "bound", "allowed", "count", "total", "round", "over")
@@ -207,6 +205,8 @@ class CarliniWagnerLinf(Tightened):
     shrink: Number = 0.9
     most = 20.0
 
+    _method = "Carlini–Wagner"
+
     def __post_init__(self) -> None:
         self._check("shrink")
 
@@ -219,10 +219,6 @@ class CarliniWagnerLinf(Tightened):
         shrink = jnp.asarray(self.shrink).astype(theta.dtype)
         bound = shrink * jnp.minimum(plan.bound, jnp.max(jnp.abs(theta)))
         return dataclasses.replace(plan, bound=bound, over=bound < 1 / 256)
-
-    @property
-    def _method(self) -> str:
-        return "Carlini–Wagner"
 
 
 @pytree("set", "confidence", "constant", "step_size", "threshold")
@@ -249,6 +245,8 @@ class CarliniWagnerL0(Tightened):
     most = 2e6
     anew = True  # gradients fade where tanh nears the box, and steps by their old size would not come there
 
+    _method = "Carlini–Wagner"
+
     def __post_init__(self) -> None:
         self._check("threshold")
 
@@ -272,10 +270,6 @@ class CarliniWagnerL0(Tightened):
         block = self.set._block  # type: ignore[attr-defined]
         moved = spread(group_sums((jnp.abs(theta) > 1e-4).astype(theta.dtype), block) > 0, theta, block)
         return jnp.where(moved & plan.allowed, theta, 0)
-
-    @property
-    def _method(self) -> str:
-        return "Carlini–Wagner"
 
 
 def _variable(x: Image) -> Image:

@@ -40,6 +40,8 @@ class DDN(MinimumNorm):
     step_size: Number = 1.0
     levels: int | None = 256
 
+    _method = "DDN"
+
     def __post_init__(self) -> None:
         check_steps(self, "rate", "first_norm", "step_size")
         if self.levels is not None:
@@ -74,10 +76,6 @@ class DDN(MinimumNorm):
             image = jnp.round(image * (self.levels - 1)) / (self.levels - 1)
         theta = self._inside(x, image - x, state.theta)
         return dataclasses.replace(self._record(state, logits), theta=theta, memory=(key, length))
-
-    @property
-    def _method(self) -> str:
-        return "DDN"
 
 
 def ddn(

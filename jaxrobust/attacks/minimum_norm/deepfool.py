@@ -46,6 +46,8 @@ class DeepFool(MinimumNorm):
     overshoot: Number = 0.02
     ends_early = True
 
+    _method = "DeepFool"
+
     def __post_init__(self) -> None:
         check_steps(self, "overshoot")
         _checks.count("candidates", self.candidates, low=2)
@@ -95,10 +97,6 @@ class DeepFool(MinimumNorm):
     def _backwards(self, state: SearchState) -> Int[Array, ""]:
         classes, _, crossed = state.memory
         return classes.shape[0] * jnp.minimum(state.asked - crossed.astype(jnp.int32), self.steps)
-
-    @property
-    def _method(self) -> str:
-        return "DeepFool"
 
 
 def deepfool(set: PerturbationSet, *, steps: int = 50, candidates: int = 10, overshoot: Number = 0.02) -> DeepFool:

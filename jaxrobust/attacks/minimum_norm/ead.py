@@ -48,6 +48,8 @@ class EAD(Penalised):
     abort_early: bool = True
     ends_early = True
 
+    _method = "EAD"
+
     def __post_init__(self) -> None:
         numbers = ("shrinkage", "confidence", "constant", "step_size")
         check_steps(self, *numbers, counts=("steps", "rounds"))
@@ -110,10 +112,6 @@ class EAD(Penalised):
 
     def _backwards(self, state: SearchState) -> Int[Array, ""]:
         return state.asked - state.memory[1].round
-
-    @property
-    def _method(self) -> str:
-        return "EAD"
 
 
 def ead(

@@ -48,6 +48,8 @@ class FMN(MinimumNorm):
     rate: Number = 0.05
     last_rate: Number = 0.001
 
+    _method = "FMN"
+
     def __post_init__(self) -> None:
         check_steps(self, "step_size", "rate", "last_rate")
 
@@ -111,10 +113,6 @@ class FMN(MinimumNorm):
         if order_of(self.set, "fmn", ORDERS) == 0:
             return jnp.floor(most ** jnp.square(share))
         return most * share**16
-
-    @property
-    def _method(self) -> str:
-        return "FMN"
 
 
 def fmn(

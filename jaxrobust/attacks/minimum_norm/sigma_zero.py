@@ -36,6 +36,8 @@ class SigmaZero(MinimumNorm):
     threshold: Number = 0.3
     rate: Number = 0.01
 
+    _method = "σ-zero"
+
     def __post_init__(self) -> None:
         check_steps(self, "step_size", "sigma", "threshold", "rate")
 
@@ -72,10 +74,6 @@ class SigmaZero(MinimumNorm):
         threshold = jnp.clip(threshold + jnp.where(met, rate, -rate) * ahead, 0, 1)
         theta = jnp.where(jnp.abs(moved) < threshold, 0, moved)
         return dataclasses.replace(self._record(state, logits), theta=theta, memory=(moments, threshold))
-
-    @property
-    def _method(self) -> str:
-        return "σ-zero"
 
 
 def sigma_zero(

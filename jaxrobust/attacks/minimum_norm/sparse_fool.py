@@ -83,6 +83,8 @@ class SparseFool(MinimumNorm):
     overshoot: Number = 0.02
     ends_early = True
 
+    _method = "SparseFool"
+
     def __post_init__(self) -> None:
         check_steps(self, "reach", "overshoot", counts=("steps", "inner_steps"))
         _checks.count("candidates", self.candidates, low=2)
@@ -173,10 +175,6 @@ class SparseFool(MinimumNorm):
 
     def _backwards(self, state: SearchState) -> Int[Array, ""]:
         return state.memory.used
-
-    @property
-    def _method(self) -> str:
-        return "SparseFool"
 
 
 def sparse_fool(

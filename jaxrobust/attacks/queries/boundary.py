@@ -184,6 +184,8 @@ class Boundary(Decision):
     restarts: int = 1
     kinds = (L2,)
 
+    _method = "Boundary attack"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, low in (("spherical_step", 0.0), ("source_step", 0.0), ("adaptation", 1.0)):
@@ -287,10 +289,6 @@ class Boundary(Decision):
 
     def _forwards(self, state: SearchState) -> Int[Array, ""]:
         return state.asked
-
-    @property
-    def _method(self) -> str:
-        return "Boundary attack"
 
 
 def boundary(

@@ -66,6 +66,8 @@ class CornerSearch(QueryAttack, MinimumNorm):
     ends_early = True
     last = MinimumNorm.last
 
+    _method = "CornerSearch"
+
     def __post_init__(self) -> None:
         # JAX rebuilds pytrees around placeholders, which are no sets
         known = isinstance(self.set, (L0, L0Linf)) and self.set.per == "pixel"
@@ -203,10 +205,6 @@ class CornerSearch(QueryAttack, MinimumNorm):
 
     def _forwards(self, state: SearchState) -> Int[Array, ""]:
         return state.memory.spent
-
-    @property
-    def _method(self) -> str:
-        return "CornerSearch"
 
     @property
     def _run(self) -> str:

@@ -203,6 +203,8 @@ class NES(Estimated):
     restarts: int = 1
     loss: Loss = "cross_entropy"
 
+    _method = "NES"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "momentum", _checks.number("momentum", self.momentum, high=1.0))
@@ -225,10 +227,6 @@ class NES(Estimated):
         direction = self.set.pullback(x, state.theta, velocity)
         theta = self.set.project(x, self.set.ascend(x, state.theta, direction, size))
         return theta, (velocity, size, recent, seen)
-
-    @property
-    def _method(self) -> str:
-        return "NES"
 
 
 @pytree("set", "spread", "step_size", "relative_step_size")
@@ -257,6 +255,8 @@ class SPSA(Estimated):
     restarts: int = 1
     loss: Loss = "margin"
 
+    _method = "SPSA"
+
     def _noise(self, key: Key, x: Image) -> Image:
         return jax.random.rademacher(key, x.shape, x.dtype)
 
@@ -270,10 +270,6 @@ class SPSA(Estimated):
     def _move(self, state: SearchState, gradient: Image, loss: Scalar) -> tuple[Any, Any]:
         in_adam = dataclasses.replace(state, asked=state.asked // self._chunks, memory=state.memory.moves)
         return self._adam._move(in_adam, self.set.pullback(state.x, state.theta, gradient))
-
-    @property
-    def _method(self) -> str:
-        return "SPSA"
 
 
 def nes(

@@ -98,6 +98,8 @@ class HopSkipJump(Decision):
     restarts: int = 1
     kinds = (L2, Linf)
 
+    _method = "HopSkipJump"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("iterations", "chunk", "samples"):
@@ -307,10 +309,6 @@ class HopSkipJump(Decision):
 
     def _forwards(self, state: SearchState) -> Int[Array, ""]:
         return state.memory.spent
-
-    @property
-    def _method(self) -> str:
-        return "HopSkipJump"
 
     @property
     def _run(self) -> str:

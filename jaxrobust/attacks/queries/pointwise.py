@@ -74,6 +74,8 @@ class Pointwise(Decision):
     restarts: int = 1
     kinds = (L0, L2)
 
+    _method = "Pointwise"
+
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> SearchState:
         """Before the first start is tried."""
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
@@ -171,10 +173,6 @@ class Pointwise(Decision):
 
     def _forwards(self, state: SearchState) -> Int[Array, ""]:
         return state.asked
-
-    @property
-    def _method(self) -> str:
-        return "Pointwise"
 
 
 def _middle(sweep: Sweep) -> Array:

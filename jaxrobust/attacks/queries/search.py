@@ -23,7 +23,6 @@ class Enumeration(QueryAttack):
     """An attack that asks a fixed number of members, a chunk at a time; subclasses say which."""
 
     chunk: int
-    restarts = 1
 
     @property
     @abc.abstractmethod
@@ -96,6 +95,8 @@ class GridSearch(Enumeration):
     loss: Loss = "cross_entropy"
     start = "clean"  # nothing is random
 
+    _method = "grid search"
+
     def __post_init__(self) -> None:
         check_field(self.set)
         check_loss(self.loss)
@@ -114,10 +115,6 @@ class GridSearch(Enumeration):
         grid = self.set.grid(state.x, self.points)  # type: ignore[attr-defined]
         return jax.tree.map(lambda leaf: leaf[jnp.minimum(place, self._count - 1)], grid)
 
-    @property
-    def _method(self) -> str:
-        return "grid search"
-
 
 @pytree("set")
 class RandomSearch(Enumeration):
@@ -135,6 +132,8 @@ class RandomSearch(Enumeration):
     chunk: int = 10
     loss: Loss = "cross_entropy"
 
+    _method = "random search"
+
     def __post_init__(self) -> None:
         check_field(self.set)
         check_loss(self.loss)
@@ -147,10 +146,6 @@ class RandomSearch(Enumeration):
 
     def _point(self, state: SearchState, place: Int[Array, ""]) -> Any:
         return self.set.sample(jax.random.fold_in(state.memory, place), state.x)
-
-    @property
-    def _method(self) -> str:
-        return "random search"
 
 
 def grid_search(

@@ -52,6 +52,8 @@ class SparseRS(QueryAttack):
     rescale_schedule: bool
     schedule: tuple[np.ndarray, np.ndarray] = SQUARES
 
+    _method = "Sparse-RS"
+
     def _check(self) -> None:
         check_field(self.set)
         check_loss(self.loss)
@@ -116,10 +118,6 @@ class SparseRS(QueryAttack):
 
     def _forwards(self, state: SearchState) -> Int[Array, ""]:
         return state.asked
-
-    @property
-    def _method(self) -> str:
-        return "Sparse-RS"
 
     @property
     def _run(self) -> str:

@@ -49,6 +49,8 @@ class Square(QueryAttack):
     loss: Loss = "margin"
     rescale_schedule: bool = False
 
+    _method = "Square attack"
+
     def __post_init__(self) -> None:
         # JAX rebuilds pytrees around placeholders, which are no sets
         if isinstance(self.set, (type, PerturbationSet)) and not isinstance(self.set, (Linf, L2, L1)):
@@ -218,10 +220,6 @@ class Square(QueryAttack):
 
     def _forwards(self, state: SearchState) -> Int[Array, ""]:
         return state.asked
-
-    @property
-    def _method(self) -> str:
-        return "Square attack"
 
     @property
     def _run(self) -> str:
