@@ -12,6 +12,7 @@ from jaxrobust.attacks.compose.minimal import minimal as minimal
 from jaxrobust.attacks.compose.runs import OneRun as OneRun
 from jaxrobust.attacks.compose.runs import Restarts as Restarts
 from jaxrobust.attacks.compose.runs import TargetedEach as TargetedEach
+from jaxrobust.attacks.compose.runs import apgd_t as apgd_t
 from jaxrobust.attacks.compose.runs import restarts as restarts
 from jaxrobust.attacks.compose.runs import targeted_each as targeted_each
 from jaxrobust.attacks.compose.worst_of import WorstOf as WorstOf
@@ -32,7 +33,6 @@ from jaxrobust.attacks.gradient.adam import stadv as stadv
 from jaxrobust.attacks.gradient.apgd import APGD as APGD
 from jaxrobust.attacks.gradient.apgd import SparseAPGD as SparseAPGD
 from jaxrobust.attacks.gradient.apgd import apgd as apgd
-from jaxrobust.attacks.gradient.apgd import apgd_t as apgd_t
 from jaxrobust.attacks.gradient.frank_wolfe import FrankWolfe as FrankWolfe
 from jaxrobust.attacks.gradient.frank_wolfe import frank_wolfe as frank_wolfe
 from jaxrobust.attacks.gradient.lagrangian import Lagrangian as Lagrangian

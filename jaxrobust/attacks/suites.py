@@ -8,9 +8,10 @@ from typing import Any
 
 from jaxrobust import _checks, _inputs
 from jaxrobust.attacks.compose.eot import autoattack_rand
+from jaxrobust.attacks.compose.runs import apgd_t
 from jaxrobust.attacks.core.base import Attack
 from jaxrobust.attacks.gradient.adam import recoloradv, stadv
-from jaxrobust.attacks.gradient.apgd import apgd, apgd_t
+from jaxrobust.attacks.gradient.apgd import apgd
 from jaxrobust.attacks.gradient.lagrangian import lpa
 from jaxrobust.attacks.gradient.perceptual import ppgd
 from jaxrobust.attacks.gradient.unforeseen import kang, unforeseen_sets

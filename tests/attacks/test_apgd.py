@@ -11,8 +11,9 @@ import pytest
 from jax import lax
 
 from jaxrobust import attacks, evaluate, sets
+from jaxrobust.attacks.compose.runs import apgd_t
 from jaxrobust.attacks.core import engine
-from jaxrobust.attacks.gradient.apgd import APGD, SparseAPGD, apgd, apgd_t, checkpoints
+from jaxrobust.attacks.gradient.apgd import SparseAPGD, apgd, checkpoints
 from jaxrobust.types import Classifier, Misclassified, Targeted
 from tests import tiny
 
@@ -27,9 +28,12 @@ def followed(attack, model, images, goal, starts, asks):
     keys = engine.example_keys(KEY, jnp.arange(len(images)))
     states = engine.begin(attack, images, goal, keys, model(images), 0)
     if starts is not None:
-        states = dataclasses.replace(states, theta=starts, memory=jax.vmap(attack._memory)(images, starts))
+        inner, searching = getattr(states, "inner", states), getattr(attack, "attack", attack)
+        inner = dataclasses.replace(inner, theta=starts, memory=jax.vmap(searching._memory)(images, starts))
+        states = dataclasses.replace(states, inner=inner) if hasattr(states, "inner") else inner
     last, history = lax.scan(lambda s, _: (engine.advance(attack, model, s, stop="never"), s), states, length=asks)
-    return jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), history, last)
+    joined = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), history, last)
+    return getattr(joined, "inner", joined)
 
 
 def history_of(attack, model, images, labels, starts=None):
@@ -52,7 +56,7 @@ def fixture():
 OPTIONS = {
     "ce": {},
     "dlr": {"loss": "dlr"},
-    "dlr-targeted": {"loss": "dlr", "targets": 1},
+    "dlr-targeted": {"targets": 1},
     "ce_large": {"large_radii": True},
 }
 CASES = [(norm, loss) for norm in SETS for loss in ("ce", "dlr", "dlr-targeted")] + [("L1", "ce_large")]
@@ -66,7 +70,8 @@ def case(norm, loss, scale=1.0, shift=0.0):
     """20 steps of ours from the start of theirs, on the fixture's network in float64: the attack and its states."""
     found = fixture()
     with jax.enable_x64(True):
-        attack = apgd(SETS[norm](found[f"radius_{norm}"]), steps=20, **OPTIONS[loss])
+        make = apgd_t if loss == "dlr-targeted" else apgd
+        attack = make(SETS[norm](found[f"radius_{norm}"]), steps=20, **OPTIONS[loss])
         params = {
             "hidden": found["hidden"],
             "out": found["out"],
@@ -224,12 +229,10 @@ def test_each_run_aims_at_the_next_class_of_the_clean_logits():
     @jax.vmap
     def begun(run):
         state = attack.begin(KEY, x, goal, logits, run)
-        return state.aim.target, attack.done(state), attack.best(state).loss
+        return state.inner.aim.target
 
-    targets, done, loss = map(np.asarray, begun(jnp.arange(8)))
-    np.testing.assert_array_equal(targets, [3, 3, 2, 2, 0, 0, -1, -1])
-    np.testing.assert_array_equal(done, targets < 0)
-    np.testing.assert_array_equal(loss == -np.inf, targets < 0)
+    assert attack.runs(4) == 6
+    np.testing.assert_array_equal(begun(jnp.arange(6)), [3, 3, 2, 2, 0, 0])
 
 
 @pytest.mark.parametrize("loss", [pytest.param("cross_entropy", marks=pytest.mark.slow), "dlr"])
@@ -241,7 +244,7 @@ def test_a_targeted_criterion(loss):
     found = attacks.run(apgd(sets.L2(2.0), steps=20, loss=loss), model, images, goal, key=KEY)
     np.testing.assert_array_equal(np.asarray(model(found.images).argmax(-1)) == targets, found.success)
     assert np.asarray(found.success)[:-1].mean() > 0.7
-    with pytest.raises(ValueError, match="targets must be 0 with Targeted, which has a target of its own"):
+    with pytest.raises(ValueError, match="must have no target for targeted_each, which chooses it; got Targeted"):
         attacks.run(apgd_t(sets.L2(2.0)), model, images, goal, key=KEY)
 
 
@@ -264,13 +267,11 @@ def test_the_lanes_find_the_same():
         (TypeError, "set must be Linf, L2 or L1", lambda: apgd(sets.L0(3))),
         (ValueError, "steps must be >= 1; got 0", lambda: apgd(sets.Linf(0.1), steps=0)),
         (ValueError, "restarts must be >= 1; got 0", lambda: apgd(sets.Linf(0.1), restarts=0)),
-        (ValueError, "targets must be >= 0; got -1", lambda: apgd(sets.Linf(0.1), targets=-1)),
         (ValueError, "targets must be >= 1; got 0", lambda: apgd_t(sets.Linf(0.1), targets=0)),
         (ValueError, "rho must be finite and in", lambda: apgd(sets.Linf(0.1), rho=1.5)),
         (ValueError, "loss must be one of", lambda: apgd(sets.Linf(0.1), loss="hinge")),
         (ValueError, "large_radii must be False unless", lambda: apgd(sets.Linf(0.1), large_radii=True)),
         (ValueError, "steps with large_radii must be >= 3", lambda: apgd(sets.L1(3.0), steps=2, large_radii=True)),
-        (ValueError, "multiple of targets", lambda: APGD(sets.Linf(0.1), restarts=3, targets=2)),
     ],
 )
 def test_errors_at_the_door(error, words, make):
@@ -280,9 +281,8 @@ def test_errors_at_the_door(error, words, make):
 
 def test_text():
     assert str(apgd(sets.Linf(0.5))) == "APGD in Linf(0.5), 100 steps, random start, cross-entropy"
-    assert (
-        str(apgd_t(sets.L2(0.5), restarts=2)) == "APGD in L2(0.5), 100 steps, random start, 2 restarts, 9 targets, dlr"
-    )
+    targeted = "APGD in L2(0.5), 100 steps, random start, 2 restarts, dlr, at 9 targets"
+    assert str(apgd_t(sets.L2(0.5), restarts=2)) == targeted
     assert isinstance(apgd(sets.L1(3.0)), SparseAPGD)
 
 

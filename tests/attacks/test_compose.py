@@ -108,15 +108,6 @@ def test_targets_that_do_not_exist_cost_nothing(problem):
 
 
 @pytest.mark.slow
-def test_apgd_at_each_class_is_apgd_t(problem):
-    ours = attacks.targeted_each(attacks.apgd(BALL, steps=5, loss="dlr"), targets=3)
-    theirs = attacks.apgd_t(BALL, steps=5, targets=3)
-    ours, theirs = (attacks.run(made, *problem, key=KEY) for made in (ours, theirs))
-    for name in ("images", "success", "loss", "forwards", "backwards"):
-        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda labels: TopK(labels, 2), lambda labels: Confident(Misclassified(labels), 0.9)])
 def test_success_at_each_class_is_the_criterion_s(problem, wrap):
     network, images, labels = problem

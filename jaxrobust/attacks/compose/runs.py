@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,11 +15,12 @@ from jaxrobust.attacks.core.around import Around
 from jaxrobust.attacks.core.base import Attack, Best, register
 from jaxrobust.attacks.core.engine import check_attack, merge
 from jaxrobust.attacks.core.minimum import choose, strongest_others
+from jaxrobust.attacks.gradient.apgd import apgd
 from jaxrobust.attacks.gradient.pgd import pgd
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, Towards, pytree
 
-__all__ = ["OneRun", "Restarts", "TargetedEach", "restarts", "targeted_each"]
+__all__ = ["OneRun", "Restarts", "TargetedEach", "apgd_t", "restarts", "targeted_each"]
 
 
 @pytree("inner")
@@ -282,7 +284,7 @@ def targeted_each(attack: Attack, *, targets: int = 9) -> TargetedEach:
         targets: classes aimed at, ≥ 1. Those beyond the K − 1 other classes cost nothing.
 
     Returns:
-        The attack. For APGD, `apgd_t` is the same in one piece.
+        The attack. For APGD by DLR there is `apgd_t`.
 
     Raises:
         TypeError: something that is no attack.
@@ -299,6 +301,35 @@ def targeted_each(attack: Attack, *, targets: int = 9) -> TargetedEach:
     return TargetedEach(attack, targets)
 
 
+def apgd_t(
+    set: PerturbationSet, *, steps: int = 100, restarts: int = 1, targets: int = 9, large_radii: bool = False
+) -> TargetedEach:
+    """APGD-T: `apgd` by the targeted DLR loss, towards each of the runner-up classes in turn, by `targeted_each`.
+
+    Cost: with N steps, R restarts, T targets and K classes, min(T, K − 1) R (N + 1) forwards and min(T, K − 1) R N
+    backwards; with `large_radii` two more of each in every run.
+
+    Args:
+        set: `Linf`, `L2` or `L1`.
+        steps: as in `apgd`.
+        restarts: runs for each target, as in `apgd`.
+        targets: T ≥ 1 classes; AutoAttack has 9, and 5 in l1.
+        large_radii: as in `apgd`.
+
+    Returns:
+        The attack. The original needs four classes; with fewer, see `losses.targeted_dlr`.
+
+    Raises:
+        TypeError: as in `apgd`.
+        ValueError: as in `apgd`, or targets below 1; when run, a criterion with a target.
+
+    Reference:
+        Croce and Hein, 2020, arXiv:2003.01690.
+    """
+    attack = apgd(set, steps=steps, restarts=restarts, loss="dlr", large_radii=large_radii)
+    return targeted_each(attack, targets=targets)
+
+
 def _restarts(set: PerturbationSet) -> Restarts:
     return restarts(pgd(set, steps=3), 2)
 
@@ -313,4 +344,9 @@ register(
     _targeted_each,
     factory=targeted_each,
     use="Any attack by a loss, made as strong as APGD-T makes APGD; worth it where classes are many.",
+)
+register(
+    "apgd_t",
+    functools.partial(apgd_t, steps=5, targets=3),
+    use="The strongest part of AutoAttack, at one run a target.",
 )

@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
-from jaxrobust.attacks.core.ascent import Ascent, Loss, SearchState, check_run, finite, run_in_words
+from jaxrobust.attacks.core.ascent import Ascent, Loss, SearchState, check_run, finite
 from jaxrobust.attacks.core.base import register
 from jaxrobust.attacks.core.minimum import choose
 from jaxrobust.sets import L1, L2, Linf, PerturbationSet
 from jaxrobust.sets.lp import _kth_largest, unit
-from jaxrobust.types import Criterion, Image, Key, Logits, Number, Targeted, pytree
+from jaxrobust.types import Image, Key, Number, pytree
 
-__all__ = ["APGD", "SparseAPGD", "apgd", "apgd_t", "checkpoints"]
+__all__ = ["APGD", "SparseAPGD", "apgd", "checkpoints"]
 
 Scalar = Float[Array, ""]
 
@@ -92,36 +92,14 @@ class Sparsity:
 
 
 class AutoPGD(Ascent):
-    """What both forms of APGD share: random starts, aims by run, and a look at the loss before the move."""
+    """What both forms of APGD share: random starts, and a look at the loss before the move."""
 
-    targets: int
     start = "random"
 
     _method = "APGD"
 
     def __post_init__(self) -> None:
         check_run(self, "random")
-        if _checks.count("targets", self.targets, low=0) and self.restarts % self.targets:
-            raise ValueError(f"restarts must be a multiple of targets = {self.targets}; got {self.restarts}")
-
-    def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> SearchState:
-        """The start of the first run."""
-        return self.begin(key, x, goal, logits, jnp.zeros((), jnp.int32))
-
-    def begin(self, key: Key, x: Image, goal: Criterion, logits: Logits, restart: Int[Array, ""]) -> SearchState:
-        """The start of one run; with `targets`, its number says at which class it aims."""
-        theta = self._first(key, x)
-        memory = self._memory(x, theta)
-        if not self.targets:
-            return self._open(x, goal, logits, theta, memory)
-        if goal.targeted:
-            raise ValueError(
-                f"targets must be 0 with {type(goal).__name__}, which has a target of its own; got {self.targets}"
-            )
-        aim = Targeted(_runner_up(logits, goal.label, restart // (self.restarts // self.targets)), goal.label)
-        state = self._open(x, goal, logits, theta, memory, aim)
-        # the clean image, booked by a run without a target, must not outrank what others find
-        return dataclasses.replace(state, best_loss=jnp.where(self._is_idle(state), -jnp.inf, state.best_loss))
 
     def _told(self, state: SearchState, loss: Scalar, logits: Array, gradients: Array) -> SearchState:
         """Books the iterate if it is better, then moves on by what the loss has done."""
@@ -131,23 +109,6 @@ class AutoPGD(Ascent):
         theta, memory = self._move(booked, gradient)
         return dataclasses.replace(booked, theta=theta, memory=memory)
 
-    def runs(self, classes: int) -> int:
-        """Those at targets that exist."""
-        return self.restarts // max(self.targets, 1) * min(self.targets, classes - 1) if self.targets else self.restarts
-
-    def done(self, state: SearchState) -> Bool[Array, ""]:
-        """Whether all asks have been made, or the run aims at a class that does not exist."""
-        return super().done(state) | self._is_idle(state)
-
-    def _is_idle(self, state: SearchState) -> Bool[Array, ""]:
-        return state.aim.target < 0 if self.targets else jnp.zeros((), bool)
-
-    @property
-    def _run(self) -> str:
-        runs = self.restarts // max(self.targets, 1)
-        words = [f"{self.targets} targets"] if self.targets else []
-        return ", ".join([run_in_words(self.steps, self.start, runs), *words])
-
 
 @pytree("set", "rho")
 class APGD(AutoPGD):
@@ -156,9 +117,8 @@ class APGD(AutoPGD):
     Args:
         set: `Linf` or `L2`.
         steps: gradient steps of a run, ≥ 1 (static).
-        restarts: runs in all (static), a multiple of `targets`.
+        restarts: independent runs, ≥ 1 (static).
         loss: a name of `losses.LOSSES` or a function of (logits (K,), criterion), ascended.
-        targets: how many classes are aimed at, one after another (static); 0 follows the criterion.
         rho: ρ, the share of steps between two checks that must raise the loss for the step size to stay.
     """
 
@@ -166,7 +126,6 @@ class APGD(AutoPGD):
     steps: int = 100
     restarts: int = 1
     loss: Loss = "cross_entropy"
-    targets: int = 0
     rho: Number = 0.75
 
     def __post_init__(self) -> None:
@@ -241,7 +200,6 @@ class SparseAPGD(AutoPGD):
         steps: gradient steps of a run, ≥ 1, or ≥ 3 with `large_radii` (static).
         restarts: as in `APGD`.
         loss: as in `APGD`.
-        targets: as in `APGD`.
         large_radii: whether to search at 3 and 2 times the radius first (static).
     """
 
@@ -249,7 +207,6 @@ class SparseAPGD(AutoPGD):
     steps: int = 100
     restarts: int = 1
     loss: Loss = "cross_entropy"
-    targets: int = 0
     large_radii: bool = False
 
     def __post_init__(self) -> None:
@@ -339,20 +296,12 @@ def _sparser(changed: Int[Array, ""]) -> Int[Array, ""]:
     return jnp.maximum((2 * changed + 2) // 3, 1)
 
 
-def _runner_up(logits: Logits, label: Array, rank: Int[Array, ""]) -> Int[Array, ""]:
-    """The class of the rank-th largest logit (from 0) but for the label's, or −1 where there are not as many."""
-    order = jnp.argsort(-logits.at[label].set(-jnp.inf))
-    last = logits.shape[0] - 1
-    return jnp.where(rank < last, order[jnp.minimum(rank, last)], -1)
-
-
 def apgd(
     set: PerturbationSet,
     *,
     steps: int = 100,
     restarts: int = 1,
     loss: Loss = "cross_entropy",
-    targets: int = 0,
     large_radii: bool = False,
     rho: Number = 0.75,
 ) -> APGD | SparseAPGD:
@@ -368,18 +317,15 @@ def apgd(
     where that is sparser than 0.95 times what it was, the search goes back to it with η the radius; else η is divided
     by 1.5, down to a tenth of the radius.
 
-    Cost: with N steps and R restarts, R (N + 1) forwards and R N backwards, times the targets that exist, min(targets,
-    K − 1); with `large_radii` two more of each in every run.
+    Cost: with N steps and R restarts, R (N + 1) forwards and R N backwards; with `large_radii` two more of each in
+    every run.
 
     Args:
         set: `Linf`, `L2` or `L1`.
         steps: N ≥ 1. The step sizes depend on it: fewer steps are not the beginning of more.
-        restarts: R ≥ 1 runs from new random starts, for each target.
+        restarts: R ≥ 1 runs from new random starts.
         loss: "cross_entropy", "dlr", "margin" or a function of (logits (K,), criterion), ascended. With a `Targeted`
             criterion the targeted form is taken.
-        targets: 0 ascends the loss of the criterion. T > 0 aims a run at each of the T other classes of largest clean
-            logits, by the loss in its targeted form; success stays misclassification. Targets beyond the K − 1 other
-            classes cost nothing.
         large_radii: for `L1` only, whether to spend the first 30 % of the steps at 3 times the radius and the next
             30 % at 2 times, each stage from the projection of the best point of the last.
         rho: ρ in [0, 1], for `Linf` and `L2`.
@@ -390,7 +336,7 @@ def apgd(
     Raises:
         TypeError: another set.
         ValueError: steps or restarts below 1, fewer than 3 steps with large_radii, large_radii on another set than
-            `L1`, an unknown loss; in the run, targets with a `Targeted` criterion.
+            `L1`, an unknown loss.
 
     Example:
         >>> str(apgd(Linf(0.3), steps=20))
@@ -404,42 +350,11 @@ def apgd(
     """
     if not isinstance(set, (Linf, L2, L1)):
         raise TypeError(f"set must be Linf, L2 or L1; got {set!r}")
-    _checks.count("restarts", restarts)
-    runs = restarts * max(_checks.count("targets", targets, low=0), 1)
     if isinstance(set, L1):
-        return SparseAPGD(set, steps, runs, loss, targets, large_radii)
+        return SparseAPGD(set, steps, restarts, loss, large_radii)
     if large_radii:
         raise ValueError(f"large_radii must be False unless the set is L1; got {set}")
-    return APGD(set, steps, runs, loss, targets, rho)
-
-
-def apgd_t(
-    set: PerturbationSet, *, steps: int = 100, restarts: int = 1, targets: int = 9, large_radii: bool = False
-) -> APGD | SparseAPGD:
-    """APGD-T: `apgd` by the targeted DLR loss, towards each of the runner-up classes in turn.
-
-    Cost: with N steps, R restarts, T targets and K classes, min(T, K − 1) R (N + 1) forwards and min(T, K − 1) R N
-    backwards; with `large_radii` two more of each in every run.
-
-    Args:
-        set: `Linf`, `L2` or `L1`.
-        steps: as in `apgd`.
-        restarts: runs for each target, as in `apgd`.
-        targets: T ≥ 1 classes; AutoAttack has 9, and 5 in l1.
-        large_radii: as in `apgd`.
-
-    Returns:
-        The attack. The original needs four classes; with fewer, see `losses.targeted_dlr`.
-
-    Raises:
-        TypeError: as in `apgd`.
-        ValueError: as in `apgd`, or targets below 1.
-
-    Reference:
-        Croce and Hein, 2020, arXiv:2003.01690.
-    """
-    targets = _checks.count("targets", targets)
-    return apgd(set, steps=steps, restarts=restarts, loss="dlr", targets=targets, large_radii=large_radii)
+    return APGD(set, steps, restarts, loss, rho)
 
 
 register(
@@ -448,5 +363,4 @@ register(
     use="First choice for accuracy in lp balls: there is no step size to choose. Take cross-entropy and DLR both.",
 )
 register("apgd_dlr", functools.partial(apgd, loss="dlr"))
-register("apgd_t", functools.partial(apgd_t, targets=3), use="The strongest part of AutoAttack, at one run a target.")
 register("apgd_l1", functools.partial(apgd, large_radii=True), on="l1")
