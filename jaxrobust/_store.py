@@ -15,7 +15,7 @@ import pathlib
 import platform
 import types
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +24,11 @@ import numpy as np
 
 from jaxrobust._identity import identity as identity
 from jaxrobust._taken_apart import raw as raw
+
+try:
+    import fcntl
+except ImportError:  # no Unix
+    fcntl = None  # type: ignore[assignment]
 
 
 def describe(value: Any) -> Any:
@@ -134,6 +139,55 @@ def atomically(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None
     finally:
         partial.unlink(missing_ok=True)
     flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Hold a file that is or will be written for this run alone, by a lock beside it that says whose it is.
+
+    The lock ends with the process, whatever ends that. Nothing is held where the system has no locks, or the folder
+    cannot be written to.
+
+    Args:
+        path: the file.
+
+    Raises:
+        BlockingIOError: another run holds it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    handle = _lock(lock, path)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            lock.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _lock(lock: pathlib.Path, path: pathlib.Path) -> int | None:
+    """A handle with the only lock on what has this name; None where there are no locks."""
+    while fcntl is not None:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+            # else its owner has just taken it away
+            if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
+                return handle
+        except BlockingIOError:
+            owner = os.read(handle, 300).decode(errors="replace")
+            os.close(handle)
+            raise BlockingIOError(f"{path} is in use by another run, {owner}: wait for it, or save elsewhere") from None
+        except OSError:
+            os.close(handle)
+            return None
+        os.close(handle)
+    return None
 
 
 def remove(path: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ import json
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -20,7 +20,7 @@ from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import Watch, undisturbed
 from jaxrobust.types import Classifier
 
-__all__ = ["check_unchanged", "kept", "of_model"]
+__all__ = ["check_unchanged", "held", "kept", "of_model"]
 
 FORMAT = 2  # of what is saved; to be raised with any change of it
 EVERY = 30.0  # seconds between two saves
@@ -66,6 +66,15 @@ def check_unchanged(before: dict[str, str], model: Classifier | HostModel) -> No
                 f"model must not change as it is used where progress is saved; got another {part} after the clean pass "
                 '(a count of calls, a cache?): pass run_id="...", a name of your own for this run'
             )
+
+
+@contextlib.contextmanager
+def held(files: Iterable[pathlib.Path]) -> Iterator[None]:
+    """Hold save files for this run alone, see `_store.locked`."""
+    with contextlib.ExitStack() as locks:
+        for file in files:
+            locks.enter_context(_store.locked(file))
+        yield
 
 
 def _canonical(leaf: Any) -> Any:

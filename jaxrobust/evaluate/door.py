@@ -68,6 +68,7 @@ def run_lanes(
         TypeError: as `attacks.run`; a `save` that is no path.
         ValueError: as `attacks.run`, or the save file belongs to a different run or is damaged, or something in the
             model or the attack cannot be identified, or the clean pass has changed it, and there is no `run_id`.
+        BlockingIOError: another run is saving to the file.
     """
     _checks.saving("save", save, run_id)
     # before the model is first asked, since some functions count their calls
@@ -80,25 +81,27 @@ def run_lanes(
     wanted, given = (len(checked.images), checked.classes), model
     if logits is not None and np.shape(logits) != wanted:
         raise ValueError(f"logits must have shape {wanted}; got {np.shape(logits)}")
-    model = jax.device_put(model, everywhere)
-    if logits is None:
-        logits = clean_logits(model, checked.images, batch_size=lanes)
-    if save is not None and run_id is None:
-        _saved.check_unchanged(known, given)
-    return drive(
-        attack,
-        model,
-        checked.images,
-        checked.goal,
-        key=key,
-        indices=checked.indices,
-        logits=np.asarray(logits),
-        lanes=lanes,
-        early_stop=early_stop,
-        everywhere=everywhere,
-        progress=progress,
-        watch=unwatched if save is None else _saved.kept(pathlib.Path(save), attack, known, run_id),
-    )
+    files = [] if save is None else [pathlib.Path(save)]
+    with _saved.held(files):
+        model = jax.device_put(model, everywhere)
+        if logits is None:
+            logits = clean_logits(model, checked.images, batch_size=lanes)
+        if files and run_id is None:
+            _saved.check_unchanged(known, given)
+        return drive(
+            attack,
+            model,
+            checked.images,
+            checked.goal,
+            key=key,
+            indices=checked.indices,
+            logits=np.asarray(logits),
+            lanes=lanes,
+            early_stop=early_stop,
+            everywhere=everywhere,
+            progress=progress,
+            watch=_saved.kept(files[0], attack, known, run_id) if files else unwatched,
+        )
 
 
 def labelled(data: Any) -> tuple[np.ndarray, Any]:

@@ -90,6 +90,7 @@ def robustness(
         TypeError: images, labels or key of the wrong dtype, or not attacks.
         ValueError: see `attacks.run` and `run_lanes`; or two attacks of one name, or a model that is saved and that the
             clean pass has changed without a `run_id`.
+        BlockingIOError: another run is saving attacks of these names in `save_dir`.
 
     Example:
         >>> x, y = jr.data.load("digits")  # doctest: +SKIP
@@ -107,47 +108,47 @@ def robustness(
     known = {} if save_dir is None else _saved.of_model(model, run_id)
     checked, given = enter(named.values(), model, images, labels, key=key), model
     goal = checked.goal
-    # placed here once, so that all forward passes share one program
-    model = jax.device_put(model, everywhere)
-    logits = clean_logits(model, images, batch_size=lanes)
-    if save_dir is not None and run_id is None:
-        _saved.check_unchanged(known, given)
-    fate, points, prediction = clean_fate(logits, goal), images, logits.argmax(-1)
-    rounded, outcomes = np.zeros(len(images), bool), {}
-    for attack_name, attack in named.items():
-        rows = np.flatnonzero(fate == ROBUST) if only_survivors else np.arange(len(images))
-        among: Any = rows if len(rows) < len(images) else slice(None)  # of all, a view
-        found = None
-        if len(rows):
-            found = drive(
-                of_examples(attack, rows) if len(rows) < len(images) else attack,
-                model,
-                checked.images[among],
-                rows_of(goal, rows),
-                key=jax.random.fold_in(key, binascii.crc32(attack_name.encode())),
-                indices=checked.indices[among],
-                logits=logits[rows],
-                lanes=lanes,
-                early_stop=only_survivors or attack.first_success_is_final if early_stop is None else early_stop,
-                everywhere=everywhere,
-                progress=f"{name} | {attack_name}" if progress else False,
-                watch=unwatched
-                if save_dir is None
-                else _saved.kept(pathlib.Path(save_dir) / f"{attack_name}.npz", attack, known, run_id),
-            )
-        outcome = _outcome(attack, found, rows, fate, points, prediction)
-        # a model that shows its scores alone may be far, and its queries cost money
-        if not isinstance(model, HostModel) or getattr(model, "differentiable", False):
-            still = rounded.copy()
-            fooled = rows[outcome.outcome[rows] == FOOLED]
-            still[fooled] = still_fooled(
-                model, outcome.images[fooled], rows_of(goal, fooled), fitting(len(images), lanes)
-            )
-            outcome = dataclasses.replace(outcome, fooled_8bit=still)
-        outcomes[attack_name] = outcome
-        if only_survivors:
-            fate, points, prediction = outcome.outcome, outcome.images, outcome.prediction
-            rounded = outcome.fooled_8bit if outcome.fooled_8bit is not None else rounded
+    files = {} if save_dir is None else {name: pathlib.Path(save_dir) / f"{name}.npz" for name in named}
+    with _saved.held(files.values()):
+        # placed here once, so that all forward passes share one program
+        model = jax.device_put(model, everywhere)
+        logits = clean_logits(model, images, batch_size=lanes)
+        if files and run_id is None:
+            _saved.check_unchanged(known, given)
+        fate, points, prediction = clean_fate(logits, goal), images, logits.argmax(-1)
+        rounded, outcomes = np.zeros(len(images), bool), {}
+        for attack_name, attack in named.items():
+            rows = np.flatnonzero(fate == ROBUST) if only_survivors else np.arange(len(images))
+            among: Any = rows if len(rows) < len(images) else slice(None)  # of all, a view
+            found = None
+            if len(rows):
+                found = drive(
+                    of_examples(attack, rows) if len(rows) < len(images) else attack,
+                    model,
+                    checked.images[among],
+                    rows_of(goal, rows),
+                    key=jax.random.fold_in(key, binascii.crc32(attack_name.encode())),
+                    indices=checked.indices[among],
+                    logits=logits[rows],
+                    lanes=lanes,
+                    early_stop=only_survivors or attack.first_success_is_final if early_stop is None else early_stop,
+                    everywhere=everywhere,
+                    progress=f"{name} | {attack_name}" if progress else False,
+                    watch=_saved.kept(files[attack_name], attack, known, run_id) if files else unwatched,
+                )
+            outcome = _outcome(attack, found, rows, fate, points, prediction)
+            # a model that shows its scores alone may be far, and its queries cost money
+            if not isinstance(model, HostModel) or getattr(model, "differentiable", False):
+                still = rounded.copy()
+                fooled = rows[outcome.outcome[rows] == FOOLED]
+                still[fooled] = still_fooled(
+                    model, outcome.images[fooled], rows_of(goal, fooled), fitting(len(images), lanes)
+                )
+                outcome = dataclasses.replace(outcome, fooled_8bit=still)
+            outcomes[attack_name] = outcome
+            if only_survivors:
+                fate, points, prediction = outcome.outcome, outcome.images, outcome.prediction
+                rounded = outcome.fooled_8bit if outcome.fooled_8bit is not None else rounded
     return Evaluation(
         name=name,
         labels=goal.label,

@@ -8,6 +8,10 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
+import numpy as np
+
+from jaxrobust._repr import written
+
 __all__ = [
     "DASH",
     "FILTERS",
@@ -49,8 +53,8 @@ def number(value: Number, *, digits: int = 3) -> str:
     value = float(value)
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞"
-    written = f"{value:,.0f}" if abs(value) >= 10**digits or value == round(value) else f"{value:.{digits}g}"
-    return written.replace("-", "−", 1) if written.startswith("-") else written
+    text = f"{value:,.0f}" if abs(value) >= 10**digits or value == round(value) else f"{value:.{digits}g}"
+    return text.replace("-", "−", 1) if text.startswith("-") else text
 
 
 def count(value: Number) -> str:
@@ -62,9 +66,9 @@ def radius(value: Number | list[float]) -> str:
     """A radius as the field writes it: 0.0313725 is "8/255", 0.2 is "0.2"; of one an image "8/255 to 0.2"."""
     if isinstance(value, list):
         return f"{radius(min(value))} to {radius(max(value))}" if value else DASH
-    if measured(value) and 0 < value < 0.1 and abs(255 * value - round(255 * value)) < 1e-4:
-        return f"{round(255 * value)}/255"
-    return number(value, digits=4)
+    # in single precision, in which most radii have been
+    text = written(np.float32(value)) if measured(value) and 0 < value < 1 else ""
+    return text if "/" in text else number(value, digits=4)
 
 
 def seconds(value: Number) -> str:

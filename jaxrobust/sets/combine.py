@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
 from jaxrobust.sets._parts import Composite, radius_of, scaled, share
+from jaxrobust.sets.balls import squared_gain
 from jaxrobust.sets.base import PerturbationSet, register
-from jaxrobust.sets.lp import L1, L2, AdditiveBall, Linf, squared_gain
+from jaxrobust.sets.lp import L1, L2, AdditiveBall, Linf
 from jaxrobust.types import Image, Key, Number, pytree
 
 __all__ = ["Sequence", "Union", "convex_hull_l2_radius", "scaled", "sequence"]

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jaxrobust.sets.balls import squared_gain
 from jaxrobust.sets.base import PerturbationSet, register
-from jaxrobust.sets.lp import L1, L2, AdditiveBall, Linf, squared_gain
+from jaxrobust.sets.lp import L1, L2, AdditiveBall, Linf
 from jaxrobust.sets.sparse import GroupL21, SparseSet, whole
 from jaxrobust.types import Image, Key, Number, pytree
 
@@ -44,7 +45,7 @@ class Patch(AdditiveBall):
             jnp.floor(jax.random.uniform(k, (), x.dtype) * (jnp.maximum(n - side, 0) + 1).astype(x.dtype))
             for k, n in ((row_key, x.shape[0]), (column_key, x.shape[1]))
         ]
-        window = _window(x, places[0].astype(jnp.int32), places[1].astype(jnp.int32), side)
+        window = square_at(x, places[0].astype(jnp.int32), places[1].astype(jnp.int32), side)
         return jnp.where(window, jax.random.uniform(colour_key, x.shape, x.dtype) - x, 0)
 
     def project(self, x: Image, theta: Image) -> Image:
@@ -55,7 +56,7 @@ class Patch(AdditiveBall):
         # a member stays where it is, whatever rounding makes of equal sums
         top, left, height, width = _extent(kept)
         fits = jnp.maximum(height, width) <= side
-        window = _window(x, jnp.where(fits, top, row), jnp.where(fits, left, column), side)
+        window = square_at(x, jnp.where(fits, top, row), jnp.where(fits, left, column), side)
         return jnp.where(window, kept, 0)
 
     def ascend(self, x: Image, theta: Image, gradient: Image, size: Scalar) -> Image:
@@ -67,7 +68,7 @@ class Patch(AdditiveBall):
         """argmax <g, δ>: the square with the largest Σ max(g (1 − x), −g x), every pixel at its face of the box."""
         best = jnp.where(gradient > 0, 1 - x, jnp.where(gradient < 0, -x, 0))
         side = whole(self._radius(x), max(x.shape))
-        return jnp.where(_window(x, *self._best_place(gradient * best, side), side), best, 0)
+        return jnp.where(square_at(x, *self._best_place(gradient * best, side), side), best, 0)
 
     def size(self, x: Image, theta: Image) -> Scalar:
         """The side of the smallest square that holds the change."""
@@ -100,7 +101,7 @@ def _band(length: int, side: Array, dtype: Any) -> Array:
     return ((offset >= 0) & (offset < side)).astype(dtype)
 
 
-def _window(x: Image, row: Array, column: Array, side: Array) -> Bool[Array, "height width 1"]:
+def square_at(x: Image, row: Array, column: Array, side: Array) -> Bool[Array, "height width 1"]:
     """The square of that side whose top left corner is there."""
     rows, columns = (jnp.arange(n, dtype=side.dtype) for n in x.shape[:2])
     tall, wide = (rows >= row) & (rows < row + side), (columns >= column) & (columns < column + side)

@@ -12,8 +12,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks, perceptual
+from jaxrobust.sets.balls import norm, unit
 from jaxrobust.sets.base import register
-from jaxrobust.sets.lp import AdditiveBall, norm, unit
+from jaxrobust.sets.lp import AdditiveBall
 from jaxrobust.types import Classifier, Image, Key, Number, pytree
 
 __all__ = ["Perceptual"]

@@ -13,8 +13,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
+from jaxrobust.sets import balls
+from jaxrobust.sets.balls import kth_largest, meet, power_of_two, squared_gain
 from jaxrobust.sets.base import register
-from jaxrobust.sets.lp import AdditiveBall, _kth_largest, _meet, _room, power_of_two, squared_gain
+from jaxrobust.sets.lp import AdditiveBall
 from jaxrobust.types import Image, Key, Number, pytree
 
 __all__ = ["L0", "GroupL20", "GroupL21", "L0Linf"]
@@ -233,7 +235,7 @@ class GroupL21(AdditiveBall):
         magnitude = jnp.abs(theta)
         # moves are in this unit, so that no square underflows; beyond 4 of it room does not bind
         unit = power_of_two(jnp.minimum(self._radius(x), jnp.max(magnitude)))
-        radius, room = self._radius(x) / unit, jnp.minimum(_room(x, theta) / unit, 4)
+        radius, room = self._radius(x) / unit, jnp.minimum(balls.room(theta, -x, 1 - x) / unit, 4)
         free = self.norms(jnp.where(room > 0, magnitude, 0))
         most = self._norms(jnp.minimum(magnitude / unit, room))
 
@@ -269,7 +271,7 @@ class GroupL21(AdditiveBall):
             slope = jnp.square(loose) * scale / jnp.maximum(1 - jnp.square(loose) * (1 - scale), 1e-12)
             return jnp.sum(norms) * unit, jnp.sum(slope)
 
-        moved = solve(*_meet(total, self._radius(x), jnp.max(free), jnp.max(most) * unit))
+        moved = solve(*meet(total, self._radius(x), jnp.max(free), jnp.max(most) * unit))
         # what rounding leaves above the radius
         used = jnp.sum(self._norms(moved))
         return jnp.sign(theta) * moved * (unit * jnp.minimum(1, radius / jnp.where(used > 0, used, 1)))
@@ -283,7 +285,7 @@ class GroupL21(AdditiveBall):
         loose = loose / jnp.where(largest > 0, largest, 1)
         strength = self._norms(loose)
         kept = strength.size - math.ceil(self.quantile * (strength.size - 1))
-        chosen = (strength >= _kth_largest(strength.reshape(-1), kept)) & (strength > 0)
+        chosen = (strength >= kth_largest(strength.reshape(-1), kept)) & (strength > 0)
         share = size / jnp.maximum(jnp.sum(chosen.astype(x.dtype)), 1)
         return theta + spread(jnp.where(chosen, share / jnp.where(chosen, strength, 1), 0), x, self.block) * loose
 
@@ -293,7 +295,7 @@ class GroupL21(AdditiveBall):
         For one t every block goes to clip(s g, −x, 1 − x) with the largest s at which a further unit of norm still
         gains t. At the critical t blocks that gain alike jump, and the two sides are mixed to spend the budget.
         """
-        radius, room = self._radius(x), _room(x, gradient)
+        radius, room = self._radius(x), balls.room(gradient, -x, 1 - x)
         largest = jnp.max(jnp.abs(gradient))
         magnitude = jnp.abs(gradient) / jnp.where(largest > 0, largest, 1)
         free = self._norms(jnp.where(room > 0, magnitude, 0))
@@ -352,7 +354,7 @@ def whole(radius: Scalar, most: int) -> Array:
 def first_largest(scores: Array, count: Array) -> Array:
     """Which `count` of the scores ≥ 0 are the largest; of equal ones those of lowest index."""
     flat = scores.reshape(-1)
-    threshold = _kth_largest(flat, count)
+    threshold = kth_largest(flat, count)
     above, equal = flat > threshold, flat == threshold
     left = count - jnp.sum(above, dtype=count.dtype)
     chosen = above | (equal & (jnp.cumsum(equal, dtype=count.dtype) <= left))

@@ -1,4 +1,16 @@
-"""The local Wasserstein ball: the adversary moves mass between neighbouring pixels, on a budget of distance."""
+"""The local Wasserstein ball: the adversary moves mass between neighbouring pixels, on a budget of distance.
+
+Three sets parametrise one ball by transport plans, and differ in how it is searched:
+
+| take | for | projection | besides |
+|---|---|---|---|
+| `Wasserstein` | attacks: the strongest of the three | the nearest plan, by the dual | `maximise`, for Frank–Wolfe |
+| `WassersteinSinkhorn` | figures beside Wong et al.'s | entropic, its blur spends some of the budget | |
+| `WassersteinOTT` | penalties, which need a distance with a gradient | OTT-JAX's plan, all moves scaled down alike | \
+`size` differentiable off the ball |
+
+The published radii of the first are mostly for p = 1, of the others for p = 2; the numbers do not compare.
+"""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
+from jaxrobust.sets.balls import project_l1
 from jaxrobust.sets.base import PerturbationSet, register
-from jaxrobust.sets.lp import L1
 from jaxrobust.types import Image, Key, Number, pytree
 
 __all__ = ["Fog", "Gabor", "Snow"]
@@ -301,7 +301,8 @@ class Snow(Weather):
     def project(self, x: Image, theta: Theta) -> Theta:
         """The nearest intensities in [1e-9, 1] with block means within the budget, up to 1e-9."""
         blocks, counts = _blocks(theta[0])
-        ball = jax.vmap(lambda block, count: L1(self.budget * count).project(jnp.zeros_like(block), block))
+        low, high = jnp.zeros((8, 8, 1), blocks.dtype), jnp.ones((8, 8, 1), blocks.dtype)
+        ball = jax.vmap(lambda block, count: project_l1(block, low, high, self.budget * count))
         rows, columns = blocks.shape[1:3]
         near = ball(blocks.reshape(-1, 8, 8, 1), jnp.broadcast_to(counts, (7, rows, columns)).reshape(-1))
         near = near.reshape(7, rows, columns, 8, 8).swapaxes(2, 3).reshape(7, 8 * rows, 8 * columns)

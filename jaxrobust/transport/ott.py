@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks
 from jaxrobust.transport.plans import Plan
-from jaxrobust.transport.windowed import Window, log_of, row_sums
+from jaxrobust.transport.windowed import Window, log_of, with_rows
 from jaxrobust.types import Image
 
 __all__ = ["OTTDistance", "ott_distance", "ott_plan"]
@@ -85,9 +85,8 @@ def ott_distance(
     height, width, channels = x.shape
     if kernel is None and p == 1 and height * width > LARGEST_MATRIX:
         raise ValueError(f"kernel must be given for p = 1 on more than {LARGEST_MATRIX} pixels; got {height * width}")
-    masses, others = jnp.sum(x, (0, 1)), jnp.sum(z, (0, 1))
-    mass = jnp.sum(masses)
-    evened = z * (masses / jnp.where(others > 0, others, 1))[None, None]
+    masses = jnp.sum(x, (0, 1))
+    mass, evened = jnp.sum(masses), _evened(z, masses)
     solve = functools.partial(_measured, iterations=iterations, threshold=threshold)
     if kernel is not None:
         # one problem: the window keeps channels apart
@@ -108,6 +107,12 @@ def ott_distance(
             )
     same = jnp.all(lax.stop_gradient(x == z)) | (mass == 0)
     return OTTDistance(jnp.where(same, 0, cost) + tilt, unmatched, unmatched <= threshold)
+
+
+def _evened(z: Image, masses: Array) -> Image:
+    """The image with its channels rescaled to masses (C,)."""
+    others = jnp.sum(z, (0, 1))
+    return z * (masses / jnp.where(others > 0, others, 1))[None, None]
 
 
 def _floored(image: Array, mass: Scalar, count: int) -> Array:
@@ -132,18 +137,15 @@ def ott_plan(x: Image, z: Image, *, p: int, kernel: int, epsilon: float = 0.1, i
         (k², H, W, C). Its rows are x to rounding; its columns are z as far as the window reaches and the iteration got.
     """
     window = Window(kernel, p)
-    masses, others = jnp.sum(x, (0, 1)), jnp.sum(z, (0, 1))
-    evened = z * (masses / jnp.where(others > 0, others, 1))[None, None]
+    masses = jnp.sum(x, (0, 1))
     geometry = _windowed(x.shape, window, epsilon)
-    pair = (_floored(image, jnp.sum(masses), x.size) for image in (x, evened))
+    pair = (_floored(image, jnp.sum(masses), x.size) for image in (x, _evened(z, masses)))
     _, right = (
         v.reshape(x.shape) / epsilon for v in _potentials(geometry, *pair, iterations=iterations, threshold=0.0)
     )
     price = jnp.asarray(1 / epsilon, x.dtype)
     left = jnp.where(x > 0, log_of(x) - window.log_sum(right, price, plain=False), -jnp.inf)
-    plan = window.plan(left, right, price)
-    sent = row_sums(plan)
-    return plan * (x / jnp.where(sent > 0, sent, 1))[None]
+    return with_rows(window.plan(left, right, price), x)
 
 
 def _potentials(

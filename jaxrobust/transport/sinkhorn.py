@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust.transport import plans
 from jaxrobust.transport.plans import Plan
-from jaxrobust.transport.windowed import Window, log_of, row_sums, safe_range
+from jaxrobust.transport.windowed import Window, log_of, row_sums, safe_range, with_rows
 from jaxrobust.types import Image, Number
 
 __all__ = ["Projection", "sinkhorn_projection", "wright_omega"]
@@ -170,10 +170,7 @@ def sinkhorn_projection(
     for plain in (True, False):  # an image goes over to logarithms when, if ever, it needs them
         state = lax.while_loop(functools.partial(going, plain=plain), functools.partial(step, plain=plain), state)
     left = rows(state.right, state.price, plain=False)
-    plan = window.plan(left, state.right, state.price)
-    # exponents of thousands have lost a few digits; the rows must be exact
-    sent = row_sums(plan)
-    plan = plan * (x / jnp.where(sent > 0, sent, 1))[None]
+    plan = with_rows(window.plan(left, state.right, state.price), x)
     z = jnp.minimum(wanted - state.right / strength, room)
     dual = (
         jnp.sum(strength / 2 * jnp.square(wanted - z) + state.right * z)

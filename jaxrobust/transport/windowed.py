@@ -21,7 +21,7 @@ from jaxrobust.transport import plans
 from jaxrobust.transport.plans import Plan
 from jaxrobust.types import Image
 
-__all__ = ["Window", "log_of", "row_sums", "safe_range"]
+__all__ = ["Window", "log_of", "row_sums", "safe_range", "with_rows"]
 
 Scalar = Float[Array, ""]
 LogImage = Float[Array, "height width channels"]  # −∞ where there is no mass
@@ -58,6 +58,20 @@ def row_sums(plan: Plan, weights: np.ndarray | None = None) -> Image:
     """
     weights = np.ones(plan.shape[0]) if weights is None else weights
     return _exact("j,jhwc->hwc", jnp.asarray(weights, plan.dtype), plan)
+
+
+def with_rows(plan: Plan, x: Image) -> Plan:
+    """The plan with every pixel's moves scaled to its mass: exponents of thousands lose a few digits, rows must not.
+
+    Args:
+        plan: (k², H, W, C) ≥ 0.
+        x: (H, W, C), the rows that it is to have.
+
+    Returns:
+        (k², H, W, C); nothing is sent from where nothing was.
+    """
+    sent = row_sums(plan)
+    return plan * (x / jnp.where(sent > 0, sent, 1))[None]
 
 
 @dataclasses.dataclass(frozen=True)

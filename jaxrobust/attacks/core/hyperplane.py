@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxrobust.sets.lp import _room
+from jaxrobust.sets import balls
 from jaxrobust.types import Image
 
 __all__ = ["to_hyperplane"]
@@ -39,7 +39,7 @@ def to_hyperplane(x: Image, normal: Image, offset: Scalar, *, p: int | float) ->
     safe = jnp.where(largest > 0, largest, 1)
     weight, needed = jnp.abs(normal / safe), jnp.abs(offset / safe)
     direction = jnp.sign(offset) * jnp.sign(normal)
-    room = jnp.where(weight > 0, jnp.maximum(_room(x, direction), 0), 0)
+    room = jnp.where(weight > 0, jnp.maximum(balls.room(direction, -x, 1 - x), 0), 0)
     if p == 1:
         return direction * _filled(weight, room, needed)
     speed = jnp.ones_like(weight) if p == math.inf else weight

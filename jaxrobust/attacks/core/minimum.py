@@ -15,7 +15,8 @@ from jaxrobust.attacks.core.ascent import Booking, SearchState, finite, never_na
 from jaxrobust.attacks.core.base import check_field
 from jaxrobust.losses import attack_loss
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.sets.lp import L1, L2, Linf, norm
+from jaxrobust.sets.balls import norm
+from jaxrobust.sets.lp import L1, L2, Linf
 from jaxrobust.sets.sparse import L0
 from jaxrobust.types import Criterion, Image, Logits, Number, pytree
 

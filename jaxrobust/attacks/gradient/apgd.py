@@ -17,7 +17,7 @@ from jaxrobust.attacks.core.ascent import Ascent, Loss, SearchState, check_run, 
 from jaxrobust.attacks.core.base import register
 from jaxrobust.attacks.core.minimum import choose
 from jaxrobust.sets import L1, L2, Linf, PerturbationSet
-from jaxrobust.sets.lp import _kth_largest, unit
+from jaxrobust.sets.balls import kth_largest, unit
 from jaxrobust.types import Image, Key, Number, pytree
 
 __all__ = ["APGD", "SparseAPGD", "apgd", "checkpoints"]
@@ -269,7 +269,7 @@ class SparseAPGD(AutoPGD):
         )
         theta, gradient = choose(check & sparser, (peak.theta, peak.gradient), (theta, gradient))
         strength = jnp.abs(gradient)
-        chosen = (strength >= _kth_largest(strength, remembered.moved)) & (strength > 0)
+        chosen = (strength >= kth_largest(strength, remembered.moved)) & (strength > 0)
         share = remembered.step_size / jnp.maximum(jnp.sum(chosen.astype(x.dtype)), 1)
         stepped = theta + jnp.where(chosen, share * jnp.sign(gradient), 0)
         if not self.large_radii:

@@ -15,7 +15,7 @@ from jaxrobust.attacks.core.ascent import Ascent, Loss, SearchState, check_run, 
 from jaxrobust.attacks.core.base import check_set, register
 from jaxrobust.losses import followed
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.sets.lp import unit
+from jaxrobust.sets.balls import unit
 from jaxrobust.types import Criterion, Image, Logits, Number, pytree
 
 __all__ = ["Lagrangian", "fast_lpa", "lpa"]

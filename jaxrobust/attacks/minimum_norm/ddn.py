@@ -14,7 +14,7 @@ from jaxrobust.attacks.core.base import register
 from jaxrobust.attacks.core.minimum import MinimumNorm, check_steps, cosine, farthest, order_of
 from jaxrobust.losses import followed
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.sets.lp import norm, unit
+from jaxrobust.sets.balls import norm, unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
 __all__ = ["DDN", "ddn"]

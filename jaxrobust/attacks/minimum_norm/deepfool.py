@@ -23,7 +23,7 @@ from jaxrobust.attacks.core.minimum import (
     strongest_others,
 )
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.sets.lp import unit
+from jaxrobust.sets.balls import unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Misclassified, Number, pytree
 
 __all__ = ["DeepFool", "deepfool"]

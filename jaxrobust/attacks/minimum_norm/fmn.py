@@ -22,7 +22,7 @@ from jaxrobust.attacks.core.minimum import (
     shortest,
 )
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.sets.lp import unit
+from jaxrobust.sets.balls import unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
 __all__ = ["FMN", "fmn"]

@@ -24,7 +24,7 @@ from jaxrobust.attacks.core.minimum import (
     strongest_others,
 )
 from jaxrobust.sets import PerturbationSet
-from jaxrobust.sets.lp import norm, unit
+from jaxrobust.sets.balls import norm, unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Misclassified, Number, pytree
 
 __all__ = ["SparseFool", "sparse_fool"]

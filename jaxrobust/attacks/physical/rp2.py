@@ -14,7 +14,7 @@ from jaxrobust import _checks, _compile
 from jaxrobust.attacks.core.ascent import finite
 from jaxrobust.attacks.core.minimum import adam_step
 from jaxrobust.attacks.physical.patch import PhysicalResult, _images, _mean_cost
-from jaxrobust.sets.lp import norm
+from jaxrobust.sets.balls import norm
 from jaxrobust.types import Classifier, Image, Key, Number, pytree
 
 __all__ = ["non_printability", "rp2", "sticker_mask"]

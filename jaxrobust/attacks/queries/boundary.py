@@ -15,7 +15,7 @@ from jaxrobust.attacks.core.ascent import QueryAttack, SearchState
 from jaxrobust.attacks.core.base import Best, Points, check_field, check_set, register
 from jaxrobust.attacks.core.minimum import MinimumNorm
 from jaxrobust.sets import L2, PerturbationSet
-from jaxrobust.sets.lp import norm, unit
+from jaxrobust.sets.balls import norm, unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
 __all__ = ["Boundary", "Decision", "boundary"]

@@ -18,7 +18,7 @@ from jaxrobust.attacks.core.ascent import SearchState
 from jaxrobust.attacks.core.base import Points, check_set, register
 from jaxrobust.attacks.queries.boundary import STEPS, TRIES, Decision
 from jaxrobust.sets import L2, Linf, PerturbationSet
-from jaxrobust.sets.lp import unit
+from jaxrobust.sets.balls import unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
 __all__ = ["HopSkipJump", "hop_skip_jump"]

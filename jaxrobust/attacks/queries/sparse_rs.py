@@ -17,7 +17,7 @@ from jaxrobust.attacks.core.ascent import Loss, QueryAttack, SearchState, check_
 from jaxrobust.attacks.core.base import Points, check_field, is_better, register
 from jaxrobust.attacks.core.minimum import choose
 from jaxrobust.sets import Linf, Masked, Patch, PerturbationSet
-from jaxrobust.sets.masks import _window
+from jaxrobust.sets.masks import square_at
 from jaxrobust.sets.sparse import L0, first_largest, whole
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
@@ -283,7 +283,7 @@ class SparseRSPatch(SparseRS):
 
     def _theta(self, x: Image, place: Any) -> Image:
         patch, corner = place
-        window = _window(x, corner[0], corner[1], self._side(x))
+        window = square_at(x, corner[0], corner[1], self._side(x))
         return jnp.where(window, jnp.roll(patch, corner, (0, 1)) - x, 0)
 
     def _side(self, x: Image) -> Int[Array, ""]:
@@ -305,7 +305,7 @@ def _painted(patch: Image, side: Array, size: Array, draws: Array) -> Image:
     nearest = jnp.arange(colour.size) == jnp.argmin(jnp.abs(draws[2:] - 0.5))
     same = (size == 1) & jnp.all(patch[place[0], place[1]] == colour)
     colour = jnp.where(same & nearest, 1 - colour, colour)
-    return jnp.where(_window(patch, place[0], place[1], size), colour[None, None], patch)
+    return jnp.where(square_at(patch, place[0], place[1], size), colour[None, None], patch)
 
 
 def _below(draw: Array, limit: Array) -> Array:

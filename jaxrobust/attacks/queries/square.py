@@ -15,7 +15,7 @@ from jaxrobust import _checks
 from jaxrobust.attacks.core.ascent import Loss, QueryAttack, SearchState, check_loss
 from jaxrobust.attacks.core.base import Best, Points, check_field, check_set, is_better, register
 from jaxrobust.sets import L1, L2, Linf, PerturbationSet
-from jaxrobust.sets.lp import unit
+from jaxrobust.sets.balls import unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
 __all__ = ["Square", "square"]
