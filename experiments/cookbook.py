@@ -84,12 +84,11 @@ def transfer():
 
 def train():
     """Adversarial training of a residual network; here a narrow one on 64 digits, on CIFAR-10 as in the comment."""
-    # jr.training.fit(jr.models.PreActResNet(rngs=nnx.Rngs(0)), jr.data.load("cifar10", "train"), key=KEY,
+    # flip = functools.partial(jr.data.augment.batch, transform=jr.data.augment.random_flip)
+    # jr.training.fit(jr.models.PreActResNet(rngs=nnx.Rngs(0)), jr.data.load("cifar10", "train"), key=KEY, augment=flip,
     #     objective=jr.training.adversarial(attacks.pgd(sets.Linf(8 / 255), steps=10)), run_dir="runs/cifar",
-    #     config=jr.training.TrainConfig(epochs=100), augment=jr.data.augment.batch(jr.data.augment.random_flip))
-    network = jr.models.PreActResNet(
-        stages=(1,), widths=(8,), channels=1, mean=(), std=(), activation="silu", rngs=nnx.Rngs(0)
-    )
+    #     config=jr.training.TrainConfig(epochs=100))
+    network = jr.models.PreActResNet(stages=(1,), widths=(8,), channels=1, mean=(), std=(), rngs=nnx.Rngs(0))
     objective = jr.training.adversarial(attacks.rs_fgsm(sets.Linf(0.1)))
     config = jr.training.TrainConfig(epochs=1, batch_size=32)
     result = jr.training.fit(network, digits("train[:64]"), objective=objective, key=KEY, config=config, progress=False)

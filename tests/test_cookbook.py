@@ -38,5 +38,5 @@ def test_job(job, capsys):
 
 
 def test_an_unknown_job_is_named():
-    with pytest.raises(SystemExit, match="jobs must be among table, images, .*; got tabel"):
+    with pytest.raises(SystemExit, match=r"jobs must be among table, images, .*; got tabel"):
         cookbook.main(["tabel"])
