@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, cli, evaluate, sets
+from jaxrobust.attacks.suites import Suite
 from jaxrobust.cli import models, specs
 from jaxrobust.cli.evaluate import remember_programs
 from jaxrobust.evaluate import _saved
@@ -287,7 +288,8 @@ def test_two_runs_in_one_folder_do_not_mix(finished, data, tmp_path, monkeypatch
 def test_a_suite_and_its_union_at_every_radius(data, tmp_path, monkeypatch, capsys):
     def small(name, *, radius=None):
         ball = sets.Linf(radius)
-        return {"first": attacks.pgd(ball, steps=3), "second": attacks.pgd(ball, steps=3, relative_step_size=1.0)}
+        second = attacks.pgd(ball, steps=3, relative_step_size=1.0)
+        return Suite({"first": attacks.pgd(ball, steps=3), "second": second})
 
     monkeypatch.setattr(attacks, "suite", small)
     out = tmp_path / "run"

@@ -43,7 +43,7 @@ HEAD = """# Attacks
 Written by `python -m jaxrobust.attacks.table --write` from the registry and the docstrings; edits here are lost.
 
 Every attack is made from a perturbation set, as in `attacks.pgd(sets.Linf(8 / 255))`, and goes to `attacks.run`,
-`evaluate.robustness` and `training`.
+`evaluate.robustness` and `training`. In the first two a set's radius may also be an array (N,), one an image.
 
 - **Sees**: what the adversary must know of the model. On models outside of JAX, `evaluate.TorchModel` and
   a `HostModel` with a pullback, all attacks work; on any other `HostModel` those that see only scores or decisions.

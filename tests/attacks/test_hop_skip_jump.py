@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, sets
-from jaxrobust.attacks.queries.hop_skip_jump import OVER, hop_skip_jump
+from jaxrobust.attacks.queries.boundary import OVER
+from jaxrobust.attacks.queries.hop_skip_jump import hop_skip_jump
 from jaxrobust.types import Classifier, Code, Misclassified, Targeted
 from tests import tiny
 from tests.attacks.test_boundary import half_space

@@ -22,11 +22,13 @@ __all__ = [
     "Loss",
     "QueryAttack",
     "SearchState",
+    "adam_step",
     "check_loss",
     "check_run",
     "finite",
     "name_of",
     "never_nan",
+    "no_moments",
     "run_in_words",
     "scaled",
     "step_sizes",
@@ -345,6 +347,30 @@ def step_sizes(step_size: Number | None, relative: Number | None, default: Numbe
     if step_size is not None and relative is not None:
         raise ValueError(f"step_size and relative_step_size exclude each other; got {step_size} and {relative}")
     return step_size, default if step_size is None and relative is None else relative
+
+
+def adam_step(
+    gradient: Any,
+    moments: tuple[Any, Any],
+    count: Array,
+    *,
+    decay: Number = 0.9,
+    square_decay: Number = 0.999,
+    epsilon: Number = 1e-8,
+) -> tuple[Any, tuple[Any, Any]]:
+    """Adam's direction m̂/(√v̂ + ε) along a gradient, any pytree, and its moments, after `count` gradients before it."""
+    mean = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, moments[0], gradient)
+    square = jax.tree.map(lambda v, g: square_decay * v + (1 - square_decay) * g * g, moments[1], gradient)
+    number = (count + 1).astype(jnp.result_type(*jax.tree.leaves(gradient)))
+    unbiased, unbiased_square = 1 - decay**number, 1 - square_decay**number
+    direction = jax.tree.map(lambda m, v: (m / unbiased) / (jnp.sqrt(v / unbiased_square) + epsilon), mean, square)
+    return direction, (mean, square)
+
+
+def no_moments(theta: Any) -> tuple[Any, Any]:
+    """Adam's moments before the first gradient."""
+    zeros = jax.tree.map(jnp.zeros_like, theta)
+    return zeros, zeros
 
 
 def never_nan(loss: Scalar) -> Scalar:

@@ -24,7 +24,6 @@ __all__ = [
     "MinimumNorm",
     "Penalised",
     "Rounds",
-    "adam_step",
     "check_kind",
     "check_steps",
     "choose",
@@ -37,6 +36,7 @@ __all__ = [
     "order_of",
     "shortest",
     "strongest_others",
+    "switch",
 ]
 
 Scalar = Float[Array, ""]
@@ -269,15 +269,6 @@ def margin_gradient(logits: Logits, goal: Criterion) -> Array:
     return finite(jax.grad(lambda logits: attack_loss("margin", logits, goal))(logits))
 
 
-def adam_step(gradient: Image, moments: tuple[Image, Image], count: Array) -> tuple[Image, tuple[Image, Image]]:
-    """Adam's direction of descent, with decays 0.9 and 0.999, after `count` gradients before this one."""
-    number = (count + 1).astype(gradient.dtype)
-    mean = 0.9 * moments[0] + 0.1 * gradient
-    square = 0.999 * moments[1] + 0.001 * gradient * gradient
-    direction = (mean / (1 - 0.9**number)) / (jnp.sqrt(square / (1 - 0.999**number)) + 1e-8)
-    return direction, (mean, square)
-
-
 @pytree("weight", "lower", "upper", "count", "found", "previous", "round")
 class Rounds:
     """The outer search of penalty methods: rounds of descent, each with a weight c of the misclassification term.
@@ -342,8 +333,19 @@ class Rounds:
 
 
 def choose(condition: Bool[Array, ""], first: Any, second: Any) -> Any:
-    """One of two pytrees."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
+    """One of two pytrees, leaf by leaf but for what both have in common."""
+    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), first, second)
+
+
+def switch(turn: Int[Array, ""], *trees: Any) -> Any:
+    """The pytree of that number, the last for all beyond; as `choose`."""
+
+    def pick(first: Any, *others: Any) -> Any:
+        if all(leaf is first for leaf in others):
+            return first
+        return jax.lax.select_n(jnp.minimum(turn, len(others)), first, *others)
+
+    return jax.tree.map(pick, *trees)
 
 
 def check_steps(attack: Any, *numbers: str, counts: tuple[str, ...] = ("steps",)) -> None:

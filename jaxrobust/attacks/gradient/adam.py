@@ -9,7 +9,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxrobust import _checks
-from jaxrobust.attacks.core.ascent import Ascent, Loss, SearchState, check_run, finite, never_nan, scaled, step_sizes
+from jaxrobust.attacks.core.ascent import (
+    Ascent,
+    Loss,
+    SearchState,
+    adam_step,
+    check_run,
+    finite,
+    never_nan,
+    no_moments,
+    scaled,
+    step_sizes,
+)
 from jaxrobust.attacks.core.base import check_set, register
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Image, Number, pytree
@@ -63,25 +74,15 @@ class Adam(Ascent):
         return self._loss(state.best_logits, state.aim)
 
     def _memory(self, x: Image, theta: Any) -> tuple[Any, Any]:
-        return jax.tree.map(jnp.zeros_like, theta), jax.tree.map(jnp.zeros_like, theta)
+        return no_moments(theta)
 
     def _move(self, state: SearchState, gradient: Any) -> tuple[Any, Any]:
-        dtype = state.x.dtype
-        decay, square_decay, epsilon = (
-            jnp.asarray(value).astype(dtype) for value in (self.decay, self.square_decay, self.epsilon)
-        )
-        count = (state.asked + 1).astype(dtype)
-        mean, square = state.memory
-        mean = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, mean, gradient)
-        square = jax.tree.map(lambda v, g: square_decay * v + (1 - square_decay) * g * g, square, gradient)
+        names = ("decay", "square_decay", "epsilon")
+        constants = {name: jnp.asarray(getattr(self, name)).astype(state.x.dtype) for name in names}
+        direction, moments = adam_step(gradient, state.memory, state.asked, **constants)
         rate = scaled(self.step_size, self.relative_step_size, self._radius(state.x))
-        unbiased, unbiased_square = 1 - decay**count, 1 - square_decay**count
-
-        def moved(theta: Array, m: Array, v: Array) -> Array:
-            return theta + rate * (m / unbiased) / (jnp.sqrt(v / unbiased_square) + epsilon)
-
-        theta = jax.tree.map(moved, state.theta, mean, square)
-        return self.set.project(state.x, theta), (mean, square)
+        theta = jax.tree.map(lambda theta, along: theta + rate * along, state.theta, direction)
+        return self.set.project(state.x, theta), moments
 
 
 def adam(

@@ -11,9 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxrobust.attacks.core.ascent import SearchState, finite
+from jaxrobust.attacks.core.ascent import SearchState, adam_step, finite, no_moments
 from jaxrobust.attacks.core.base import register
-from jaxrobust.attacks.core.minimum import Penalised, Rounds, adam_step, check_steps, choose, order_of
+from jaxrobust.attacks.core.minimum import Penalised, Rounds, check_steps, choose, order_of
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.sparse import group_sums, spread
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
@@ -26,14 +26,20 @@ Scalar = Float[Array, ""]
 class CarliniWagner(Penalised):
     """The image is (1 + tanh w)/2, and Adam descends in w; subclasses say what, and when a round is over."""
 
+    _method = "Carlini–Wagner"
+
     constant: Number
     step_size: Number
     ends_early = True
+    others: tuple[str, ...] = ()  # numbers of its own that a form has
+
+    def __post_init__(self) -> None:
+        check_steps(self, "confidence", "constant", "step_size", *self.others, counts=("steps", "rounds"))
 
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> SearchState:
         """At the clean image."""
         w = _variable(x)
-        return self._start(x, goal, logits, self._perturbation(x, w), (w, _zeros(x), self._plan(x)))
+        return self._start(x, goal, logits, self._perturbation(x, w), (w, no_moments(x), self._plan(x)))
 
     @abc.abstractmethod
     def _plan(self, x: Image) -> Any:
@@ -48,8 +54,9 @@ class CarliniWagner(Penalised):
         direction, moments = adam_step(finite(gradient * slope), moments, count)
         return w - jnp.asarray(self.step_size).astype(w.dtype) * direction, moments
 
-    def _check(self, *numbers: str) -> None:
-        check_steps(self, "confidence", "constant", "step_size", *numbers, counts=("steps", "rounds"))
+    def _slope(self, state: SearchState, logits: Logits, gradient: Image) -> Image:
+        """The hinge's gradient, but for its sign: at a tie the hinge is zero, but the criterion need not be met."""
+        return jnp.where(self._meets(state.goal, logits), 0, gradient)
 
 
 @pytree("set", "confidence", "constant", "step_size")
@@ -74,11 +81,6 @@ class CarliniWagnerL2(CarliniWagner):
     step_size: Number = 1e-2
     abort_early: bool = True
 
-    _method = "Carlini–Wagner"
-
-    def __post_init__(self) -> None:
-        self._check()
-
     def _plan(self, x: Image) -> Rounds:
         return Rounds.first(self.constant, x.dtype)
 
@@ -88,12 +90,11 @@ class CarliniWagnerL2(CarliniWagner):
         hinge = self._hinge(state, logits[0])
         objective = jnp.sum(jnp.square(state.theta)) + plan.weight * hinge
         success = self._meets(state.goal, logits[0])
-        # at a tie the hinge is zero, but the criterion need not be met
-        slope = jnp.where(success, 0, finite(gradients[0, 0]))
+        slope = self._slope(state, logits[0], finite(gradients[0, 0]))
         moved = self._step(w, moments, plan.count, 2 * state.theta - plan.weight * slope)
         plan, over = plan.after(success, objective, steps=self.steps, rounds=self.rounds, abort_early=self.abort_early)
         # where the last round ends is what training may get
-        w, moments = choose(over & (plan.round < self.rounds), (_variable(x), _zeros(x)), moved)
+        w, moments = choose(over & (plan.round < self.rounds), (_variable(x), no_moments(x)), moved)
         memory = (w, moments, plan)
         return dataclasses.replace(self._record(state, logits), theta=self._perturbation(x, w), memory=memory)
 
@@ -150,7 +151,7 @@ class Tightened(CarliniWagner):
         hinge, gradient = self._hinge(state, logits[0]), finite(gradients[0, 0])
         slope, small = self._terms(state.theta, plan, hinge)
         solved = state.goal.met(logits[0]) & small
-        slope = slope - plan.weight * jnp.where(self._meets(state.goal, logits[0]), 0, gradient)
+        slope = slope - plan.weight * self._slope(state, logits[0], gradient)
         moved = self._step(w, moments, plan.total, jnp.where(plan.allowed, slope, 0))
         goes_on = dataclasses.replace(plan, count=plan.count + 1, total=plan.total + 1)
         ended = dataclasses.replace(plan, count=jnp.zeros_like(plan.count), round=plan.round + 1)
@@ -164,7 +165,7 @@ class Tightened(CarliniWagner):
         failed = plan.count >= self.steps
         plan = choose(solved, tighter, choose(failed, vain, goes_on))
         w, moments = choose(solved, w, moved[0]), moved[1]
-        moments = choose(solved | (failed & self.anew), _zeros(x), moments)
+        moments = choose(solved | (failed & self.anew), no_moments(x), moments)
         theta = self._restricted(self._perturbation(x, w), plan)
         return dataclasses.replace(self._record(state, logits), theta=theta, memory=(w, moments, plan))
 
@@ -204,11 +205,7 @@ class CarliniWagnerLinf(Tightened):
     step_size: Number = 5e-3
     shrink: Number = 0.9
     most = 20.0
-
-    _method = "Carlini–Wagner"
-
-    def __post_init__(self) -> None:
-        self._check("shrink")
+    others = ("shrink",)
 
     def _terms(self, theta: Image, plan: Tightening, hinge: Scalar) -> tuple[Image, Bool[Array, ""]]:
         excess = jnp.maximum(jnp.abs(theta) - plan.bound, 0)
@@ -243,12 +240,8 @@ class CarliniWagnerL0(Tightened):
     step_size: Number = 1e-2
     threshold: Number = 0.01
     most = 2e6
+    others = ("threshold",)
     anew = True  # gradients fade where tanh nears the box, and steps by their old size would not come there
-
-    _method = "Carlini–Wagner"
-
-    def __post_init__(self) -> None:
-        self._check("threshold")
 
     def _terms(self, theta: Image, plan: Tightening, hinge: Scalar) -> tuple[Image, Bool[Array, ""]]:
         return 2 * theta, hinge < 1e-4
@@ -275,10 +268,6 @@ class CarliniWagnerL0(Tightened):
 def _variable(x: Image) -> Image:
     """w of an image, kept finite at black and white."""
     return jnp.arctanh((2 * x - 1) * 0.999999)
-
-
-def _zeros(x: Image) -> tuple[Image, Image]:
-    return jnp.zeros_like(x), jnp.zeros_like(x)
 
 
 FORMS: dict[int | float, Any] = {0: CarliniWagnerL0, 2: CarliniWagnerL2, math.inf: CarliniWagnerLinf}

@@ -7,9 +7,9 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxrobust.attacks.core.ascent import SearchState, finite
+from jaxrobust.attacks.core.ascent import SearchState, adam_step, finite, no_moments
 from jaxrobust.attacks.core.base import register
-from jaxrobust.attacks.core.minimum import MinimumNorm, adam_step, check_steps, cosine, margin_gradient, order_of
+from jaxrobust.attacks.core.minimum import MinimumNorm, check_steps, cosine, margin_gradient, order_of
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
 
@@ -48,9 +48,8 @@ class SigmaZero(MinimumNorm):
 
     def init(self, key: Key, x: Image, goal: Criterion, logits: Logits) -> SearchState:
         """At the clean image, with Adam's moments and the first threshold."""
-        zero = jnp.zeros_like(x)
-        memory = ((zero, zero), jnp.asarray(self.threshold).astype(x.dtype))
-        return self._start(x, goal, logits, zero, memory)
+        memory = (no_moments(x), jnp.asarray(self.threshold).astype(x.dtype))
+        return self._start(x, goal, logits, jnp.zeros_like(x), memory)
 
     def cotangents(self, state: SearchState, logits: Float[Array, "queries classes"]) -> Array:
         """The gradient of the margin."""

@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrobust import _checks, _compile, _inputs
-from jaxrobust.attacks.core.ascent import finite
-from jaxrobust.attacks.core.minimum import adam_step
+from jaxrobust.attacks.core.ascent import adam_step, finite, no_moments
 from jaxrobust.losses import targeted_cross_entropy
 from jaxrobust.sets._interpolation import pixels, warp
 from jaxrobust.types import Classifier, Image, Key, Number, pytree
@@ -160,7 +159,7 @@ def adversarial_patch(
     inside = np.ones((side, side)) if shape == "square" else (away**2).sum(-1) <= (side / 2) ** 2
     mask = jnp.asarray(inside[..., None], images.dtype)
     patch, history = jnp.full((side, side, images.shape[-1]), 0.5, images.dtype), []
-    moments = (jnp.zeros_like(patch), jnp.zeros_like(patch))
+    moments = no_moments(patch)
     aim = jnp.asarray(target)
     for step in range(steps):
         own, drawing = jax.random.split(jax.random.fold_in(key, step))

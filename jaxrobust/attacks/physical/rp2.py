@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxrobust import _checks, _compile
-from jaxrobust.attacks.core.ascent import finite
-from jaxrobust.attacks.core.minimum import adam_step
+from jaxrobust.attacks.core.ascent import adam_step, finite, no_moments
 from jaxrobust.attacks.physical.patch import PhysicalResult, _images, _mean_cost
 from jaxrobust.sets.balls import norm
 from jaxrobust.types import Classifier, Image, Key, Number, pytree
@@ -108,7 +107,7 @@ def rp2(
     support = jnp.asarray(np.asarray(mask) != 0, images.dtype)
     tones = None if printable is None else jnp.asarray(printable, images.dtype)
     delta, history = jnp.zeros(images.shape[1:], images.dtype), []
-    moments = (jnp.zeros_like(delta), jnp.zeros_like(delta))
+    moments = no_moments(delta)
     scene = _Scene(transform, penalty, jnp.asarray(images), support, tones, jnp.asarray(target))
     for step in range(steps):
         own = jax.random.fold_in(key, step)

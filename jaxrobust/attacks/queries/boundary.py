@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import _checks
 from jaxrobust.attacks.core.ascent import QueryAttack, SearchState
-from jaxrobust.attacks.core.base import Best, Points, check_field, check_set, register
-from jaxrobust.attacks.core.minimum import MinimumNorm
+from jaxrobust.attacks.core.base import Best, check_field, check_set, register
+from jaxrobust.attacks.core.minimum import MinimumNorm, choose, switch
 from jaxrobust.sets import L2, PerturbationSet
 from jaxrobust.sets.balls import norm, unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
@@ -22,8 +22,9 @@ __all__ = ["Boundary", "Decision", "boundary"]
 
 Scalar = Float[Array, ""]
 
-# phases of the Boundary attack
-SEARCH, LINE, WALK, OVER = 0, 1, 2, 3
+# the phases that all of them have, and those of the Boundary attack
+SEARCH, OVER = 0, 9
+LINE, WALK = 1, 2
 BLENDS = 50  # points on the line from the image to the first adversarial one
 # outcomes that are looked at together: of the spherical step, and of the whole one
 SPHERICAL_TRIALS, STEP_TRIALS = 100, 30
@@ -67,15 +68,20 @@ class Decision(QueryAttack, MinimumNorm):
         """At least one query an ask."""
         return self.budget
 
+    def done(self, state: Any) -> Bool[Array, ""]:
+        """Whether the budget is spent, no start was found, or the search has come to its end."""
+        return (self._forwards(state) >= self.budget) | (state.memory.phase == OVER)
+
     def best(self, state: Any) -> Best:
         """The smallest within the radius; without one, the loss still tells how far the smallest of all is."""
         best = super().best(state)
         loss = jnp.where(best.success, best.loss, -state.distance)
         return dataclasses.replace(best, loss=loss, rank=loss)
 
-    def _given_up(self, x: Image, tries: Int[Array, ""]) -> Bool[Array, ""]:
-        """Whether so many starts are enough."""
-        return tries >= TRIES + self._known(x)
+    def _phase_after(self, x: Image, met: Bool[Array, ""], tries: Int[Array, ""], first: int) -> Int[Array, ""]:
+        """The phase after so many starts: the first of those that follow, unless the last was in vain."""
+        lost = tries >= TRIES + self._known(x)
+        return jnp.where(met, first, jnp.where(lost, OVER, SEARCH)).astype(jnp.int32)
 
     def _known(self, x: Image) -> int:
         """How many starts are given, whose shape is the image's."""
@@ -199,26 +205,12 @@ class Boundary(Decision):
         walk = Walk(key, zero, zero, zero + 1, self.set.init(x), spherical, towards, no, no, *records)
         return self._start(x, goal, logits, self._candidate(key, x, zero), walk)
 
-    def ask(self, state: SearchState) -> Points:
-        """The start, the blend or the proposal that is to be looked at."""
-        return self.set.apply(state.x, state.theta)[None]
-
     def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
         """Books the point if it is the closest within the radius, moves there if it is adversarial and closer."""
         walk, met = state.memory, state.goal.met(logits[0])
-        phases = (self._searched, self._on_line, self._walked)
-        moved = [move(state, walk, met) for move in phases]
-        turn = jnp.minimum(walk.phase, len(phases) - 1)
-        new = jax.tree.map(
-            lambda *leaves: jax.lax.select_n(turn, *leaves),
-            *[dataclasses.replace(one, key=None) for one in moved],
-        )
-        new = dataclasses.replace(new, key=walk.key)
+        moves = (self._searched, self._on_line, self._walked)
+        new = switch(walk.phase, *(move(state, walk, met) for move in moves))
         return dataclasses.replace(self._record(state, logits), theta=self._next(state.x, new), memory=new)
-
-    def done(self, state: SearchState) -> Bool[Array, ""]:
-        """Whether the budget is spent or the walk has converged."""
-        return (state.asked >= self.budget) | (state.memory.phase == OVER)
 
     def _next(self, x: Image, walk: Walk) -> Image:
         """The perturbation to ask."""
@@ -241,10 +233,9 @@ class Boundary(Decision):
         return sphere, sphere * (1 - length / jnp.where(reached > 0, reached, 1))
 
     def _searched(self, state: SearchState, walk: Walk, met: Array) -> Walk:
-        lost = self._given_up(state.x, walk.tries + 1)
         return dataclasses.replace(
             walk,
-            phase=jnp.where(met, LINE, jnp.where(lost, OVER, SEARCH)).astype(jnp.int32),
+            phase=self._phase_after(state.x, met, walk.tries + 1, LINE),
             tries=jnp.where(met, 0, walk.tries + 1),
             place=jnp.where(met, state.theta, walk.place),
         )
@@ -277,18 +268,11 @@ class Boundary(Decision):
             spherical=spherical,
             towards=towards,
             on_sphere=step % CHECK_EVERY == 0,
-            sphere=jax.tree.map(lambda new, old: jnp.where(checked, new, old), sphere, walk.sphere),
-            steps=jax.tree.map(lambda new, old: jnp.where(checked, new, old), steps, walk.steps),
+            sphere=choose(checked, sphere, walk.sphere),
+            steps=choose(checked, steps, walk.steps),
         )
         looked = dataclasses.replace(walk, sphere_met=met, on_sphere=jnp.zeros((), bool))
-        return jax.tree.map(
-            lambda a, b: jnp.where(walk.on_sphere, a, b),
-            dataclasses.replace(looked, key=None),
-            dataclasses.replace(whole, key=None),
-        )
-
-    def _forwards(self, state: SearchState) -> Int[Array, ""]:
-        return state.asked
+        return choose(walk.on_sphere, looked, whole)
 
 
 def boundary(

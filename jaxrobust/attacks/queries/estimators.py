@@ -25,6 +25,7 @@ from jaxrobust.attacks.core.ascent import (
     step_sizes,
 )
 from jaxrobust.attacks.core.base import Points, check_set, register
+from jaxrobust.attacks.core.minimum import choose
 from jaxrobust.attacks.gradient.adam import Adam
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
@@ -128,21 +129,18 @@ class Estimated(QueryAttack):
         theta, moves = self._move(state, share * total, summed / self.samples)
         complete = (state.asked + 1) % self._chunks == 0
 
-        def when_complete(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda n, o: jnp.where(complete, n, o), new, old)
-
         is_iterate = self._places(state)[0] == 0
         thetas = jax.tree.map(lambda leaf: leaf[None], state.theta)
         booked = self._book(state, thetas, losses[:1], logits[:1], is_iterate[None])
         broken = jnp.any(meant & ~jnp.all(jnp.isfinite(logits), 1))
         return dataclasses.replace(
             booked,
-            theta=when_complete(theta, state.theta),
+            theta=choose(complete, theta, state.theta),
             memory=Estimate(
                 estimate.key,
                 jnp.where(complete, 0, total),
                 jnp.where(complete, 0, summed),
-                when_complete(moves, estimate.moves),
+                choose(complete, moves, estimate.moves),
             ),
             loss=jnp.where(is_iterate, losses[0], state.loss),
             non_finite=state.non_finite | broken,

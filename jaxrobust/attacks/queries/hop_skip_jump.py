@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import _checks
 from jaxrobust.attacks.core.ascent import SearchState
 from jaxrobust.attacks.core.base import Points, check_set, register
-from jaxrobust.attacks.queries.boundary import STEPS, TRIES, Decision
+from jaxrobust.attacks.core.minimum import choose, switch
+from jaxrobust.attacks.queries.boundary import OVER, STEPS, TRIES, Decision
 from jaxrobust.sets import L2, Linf, PerturbationSet
 from jaxrobust.sets.balls import unit
 from jaxrobust.types import Criterion, Image, Key, Logits, Number, pytree
@@ -25,8 +26,8 @@ __all__ = ["HopSkipJump", "hop_skip_jump"]
 
 Scalar = Float[Array, ""]
 
-# phases: look for a start, blend it with the image, bisect to the boundary, estimate its normal, jump
-SEARCH, BLEND, BISECT, ESTIMATE, JUMP, OVER = range(6)
+# after a start is found: blend it with the image, bisect to the boundary, estimate its normal, jump
+BLEND, BISECT, ESTIMATE, JUMP = range(1, 5)
 BLENDINGS = 10  # halvings of the blend, to a precision below 1e-3
 BISECTIONS = 40  # at most, of one search for the boundary; the floating-point precision ends it earlier
 HALVINGS = 25  # of one jump's length, after which it is given up
@@ -145,25 +146,16 @@ class HopSkipJump(Decision):
         met = jax.vmap(state.goal.met)(logits) & meant
         single = self._single(state)
         estimating = hop.phase == ESTIMATE
-        booked = jax.tree.map(
-            lambda new, old: jnp.where(estimating, old, new),
-            *(dataclasses.replace(s, memory=None) for s in (self._record(state, logits[:1], single[None]), state)),
-        )
+        booked = choose(estimating, state, self._record(state, logits[:1], single[None]))
         spent = hop.spent + jnp.sum(meant, dtype=jnp.int32)
         moves = (self._searched, self._blended, self._bisected, self._estimated, self._jumped)
-        moved = [dataclasses.replace(move(state, met, meant), key=None, spent=None) for move in moves]
-        turn = jnp.minimum(hop.phase, len(moves) - 1)
-        new = jax.tree.map(lambda *leaves: jax.lax.select_n(turn, *leaves), *moved)
+        new = switch(hop.phase, *(move(state, met, meant) for move in moves))
         return dataclasses.replace(
             booked,
             asked=state.asked + 1,
-            memory=dataclasses.replace(new, key=hop.key, spent=spent),
+            memory=dataclasses.replace(new, spent=spent),
             non_finite=state.non_finite | jnp.any(meant & ~jnp.all(jnp.isfinite(logits), 1)),
         )
-
-    def done(self, state: SearchState) -> Bool[Array, ""]:
-        """Whether the budget is spent, the last jump made, or no start found."""
-        return (state.memory.spent >= self.budget) | (state.memory.phase == OVER)
 
     def _iterate(self, state: SearchState) -> Image:
         return self._single(state)
@@ -179,7 +171,7 @@ class HopSkipJump(Decision):
             hop.near,
             jnp.clip(hop.near + hop.reach * hop.signed, -x, 1 - x),
         )
-        return jax.lax.select_n(jnp.minimum(hop.phase, len(points) - 1), *points)
+        return switch(hop.phase, *points)
 
     def _shrunk(self, theta: Image, to: Scalar) -> Image:
         """A perturbation brought towards the image: to a share of it, for l∞ to a cube."""
@@ -227,10 +219,9 @@ class HopSkipJump(Decision):
     def _searched(self, state: SearchState, met: Array, meant: Array) -> Hop:
         x, hop, found = state.x, state.memory, met[0]
         tries = hop.tries + 1
-        lost = self._given_up(x, tries)
         return dataclasses.replace(
             hop,
-            phase=jnp.where(found, BLEND, jnp.where(lost, OVER, SEARCH)).astype(jnp.int32),
+            phase=self._phase_after(x, found, tries, BLEND),
             tries=jnp.where(found, 0, tries),
             far=self._single(state),
             low=jnp.zeros_like(hop.low),
@@ -240,12 +231,12 @@ class HopSkipJump(Decision):
     def _blended(self, state: SearchState, met: Array, meant: Array) -> Hop:
         hop = _halved(state.memory, met[0])
         whole = self._to_bisect(state.x, hop, hop.high * hop.far)
-        return _either(hop.tries >= BLENDINGS, whole, hop)
+        return choose(hop.tries >= BLENDINGS, whole, hop)
 
     def _bisected(self, state: SearchState, met: Array, meant: Array) -> Hop:
         hop = _halved(state.memory, met[0])
         over = (hop.high - hop.low <= self._precision(state.x, hop)) | (hop.tries >= BISECTIONS)
-        return _either(over, self._to_estimate(hop, self._shrunk(hop.far, hop.high)), hop)
+        return choose(over, self._to_estimate(hop, self._shrunk(hop.far, hop.high)), hop)
 
     def _estimated(self, state: SearchState, met: Array, meant: Array) -> Hop:
         x, hop = state.x, state.memory
@@ -271,7 +262,7 @@ class HopSkipJump(Decision):
         ready = dataclasses.replace(
             hop, phase=jnp.asarray(JUMP, jnp.int32), tries=jnp.zeros_like(hop.tries), signed=direction, reach=reach
         )
-        return _either(hop.drawn >= self._wanted(hop), ready, hop)
+        return choose(hop.drawn >= self._wanted(hop), ready, hop)
 
     def _jumped(self, state: SearchState, met: Array, meant: Array) -> Hop:
         x, hop = state.x, state.memory
@@ -280,7 +271,7 @@ class HopSkipJump(Decision):
         after = dataclasses.replace(hop, iteration=iteration)
         landed = self._to_bisect(x, after, self._single(state))
         stayed = self._to_estimate(dataclasses.replace(after, reach=self.set.size(x, hop.near)), hop.near)
-        return _either(met[0], landed, _either(tries >= HALVINGS, stayed, shorter))
+        return choose(met[0], landed, choose(tries >= HALVINGS, stayed, shorter))
 
     def _to_bisect(self, x: Image, hop: Hop, far: Image) -> Hop:
         """At the beginning of a bisection from an adversarial point."""
@@ -320,11 +311,6 @@ def _halved(hop: Hop, met: Array) -> Hop:
     middle = (hop.low + hop.high) / 2
     low, high = jnp.where(met, hop.low, middle), jnp.where(met, middle, hop.high)
     return dataclasses.replace(hop, tries=hop.tries + 1, low=low, high=high)
-
-
-def _either(condition: Array, yes: Hop, no: Hop) -> Hop:
-    """Leaf by leaf, but for what both have in common."""
-    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), yes, no)
 
 
 def hop_skip_jump(

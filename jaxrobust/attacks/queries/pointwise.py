@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust.attacks.core.ascent import SearchState
-from jaxrobust.attacks.core.base import Points, check_set, register
+from jaxrobust.attacks.core.base import check_set, register
 from jaxrobust.attacks.core.minimum import choose
-from jaxrobust.attacks.queries.boundary import Decision
+from jaxrobust.attacks.queries.boundary import OVER, SEARCH, Decision
 from jaxrobust.sets import L2, PerturbationSet
 from jaxrobust.sets.sparse import L0, group_sums, spread
 from jaxrobust.types import Criterion, Image, Key, Logits, pytree
 
 __all__ = ["Pointwise", "pointwise"]
 
-# what is being done: a start is sought, groups are put back, or their changes halved
-SEARCH, RESET, HALVE, OVER = 0, 1, 2, 3
+# what is being done once a start is found: groups are put back, or their changes halved
+RESET, HALVE = 1, 2
 STARTS = 50  # attempts in which the share of salt and pepper grows to the whole image
 HALVINGS = 10
 SWEEPS = 2**31 - 1  # folded into the key, it tells the sweeps' order from the starts
@@ -83,26 +83,17 @@ class Pointwise(Decision):
         sweep = Sweep(key, zero, zero, zero, still, self._changed(still), no, none, all, zero)
         return self._start(x, goal, logits, self._candidate(key, x, zero), sweep)
 
-    def ask(self, state: SearchState) -> Points:
-        """A start, or the place with one group put back, wholly or in part."""
-        return self.set.apply(state.x, state.theta)[None]
-
     def tell(self, state: SearchState, logits: Float[Array, "queries classes"], gradients: Array) -> SearchState:
         """Books the point if it is the smallest within the radius, and keeps to what stays adversarial."""
         sweep, met = state.memory, state.goal.met(logits[0])
         found = self._begun(dataclasses.replace(sweep, place=state.theta), RESET)
         tries = sweep.tries + 1
-        lost = jnp.where(self._given_up(state.x, tries), OVER, sweep.phase).astype(sweep.phase.dtype)
-        searched = choose(met, found, dataclasses.replace(sweep, phase=lost, tries=tries))
+        phase = self._phase_after(state.x, met, tries, RESET)
+        searched = choose(met, found, dataclasses.replace(sweep, phase=phase, tries=tries))
         after = choose(sweep.phase == SEARCH, searched, self._tried(sweep, met))
-        after = dataclasses.replace(after, key=sweep.key)
         start = self._candidate(sweep.key, state.x, after.tries)
         theta = jnp.where(after.phase == SEARCH, start, self._with_share(after, _middle(after)))
         return dataclasses.replace(self._record(state, logits), theta=theta, memory=after)
-
-    def done(self, state: SearchState) -> Bool[Array, ""]:
-        """Whether the budget is spent or nothing can be put back any more."""
-        return (state.asked >= self.budget) | (state.memory.phase == OVER)
 
     def _tried(self, sweep: Sweep, met: Array) -> Sweep:
         """After a share of one group's change was asked: the next share, group, sweep or phase."""
@@ -170,9 +161,6 @@ class Pointwise(Decision):
         noise = jnp.where(flipped, colour - x, 0)
         other = (attempt < known) | ((attempt - known >= STARTS) & (attempt % 2 == 1))
         return jnp.where(other, super()._candidate(jax.random.fold_in(key, OTHERS), x, attempt), noise)
-
-    def _forwards(self, state: SearchState) -> Int[Array, ""]:
-        return state.asked
 
 
 def _middle(sweep: Sweep) -> Array:
