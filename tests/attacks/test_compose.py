@@ -269,5 +269,5 @@ def test_a_target_of_its_own_is_refused(problem):
     network, images, labels = problem
     with pytest.raises(ValueError, match=r"the criterion must have no target for targeted_each.*got Targeted"):
         attacks.run(attacks.targeted_each(FAIR), network, images, Targeted(labels), key=KEY)
-    with pytest.raises(ValueError, match="targets must be 0 with Towards"):
+    with pytest.raises(ValueError, match="targeted_each, which chooses it; got Towards"):
         attacks.run(attacks.targeted_each(attacks.apgd_t(BALL)), *problem, key=KEY)
