@@ -24,9 +24,6 @@ import jaxtyping
 import numpy as np
 import pytest
 
-# asserts in modules that hold tests but are not named so are to be explained too
-pytest.register_assert_rewrite("tests.sets.laws")
-
 # seconds that the tests of a room may take on two cores, see tests/README.md
 BUDGET, SLOW_BUDGET = 45.0, 240.0
 PEAKS = []  # MiB of every worker

@@ -149,6 +149,7 @@ ATTACKS = {
     "one_image_alone_is_the_same": ascent(init=drawn_aside, step=0.6),
     "nothing_is_traced_twice": ascent(data=("set",)),
     "radii_map": ascent(init=drawn_aside, step=0.6),
+    "every_example_has_its_own_radius": ascent(init=drawn_aside, step=0.6),
     "survives_broken_models": replaced("best", size=lambda best: jnp.where(best.non_finite, jnp.nan, best.size)),
     "key_decides": ascent(_first=lambda self, key, x: self.set.init(x)),
     "targeted_runs_go_towards_the_target": ascent(_loss=untargeted, radius=0.02),
