@@ -68,13 +68,17 @@ LAWS = {
 KEY = jax.random.key(7)
 
 
+def make(attack, perturbation_set):
+    """A registered attack, at most three steps of it."""
+    made = attacks.REGISTRY[attack](sets.REGISTRY[perturbation_set]())
+    return dataclasses.replace(made, steps=min(made.steps, 3)) if hasattr(made, "steps") else made
+
+
 @functools.cache
 def case(attack, perturbation_set, classes=tiny.CLASSES):
-    """A registered attack, at most three steps of it, and the network of its laws."""
-    entry = sets.REGISTRY[perturbation_set]
-    made = attacks.REGISTRY[attack](entry())
-    made = dataclasses.replace(made, steps=min(made.steps, 3)) if hasattr(made, "steps") else made
-    return AttackCase(made, entry.shapes[0], classes, attacks.REGISTRY[attack].model)
+    """A registered attack and the network of its laws."""
+    shape = sets.REGISTRY[perturbation_set].shapes[0]
+    return AttackCase(make(attack, perturbation_set), shape, classes, attacks.REGISTRY[attack].model)
 
 
 def assert_equal(left, right, atol=0.0):

@@ -11,9 +11,10 @@ import pytest
 
 from jaxrobust import attacks, evaluate, sets
 from jaxrobust.attacks.core import engine
+from jaxrobust.testing.attacks import measured
 from jaxrobust.types import Classifier, Misclassified
 from tests import tiny
-from tests.attacks.test_laws import KINDS, make, measured
+from tests.attacks.test_laws import KINDS, make
 
 KEY = jax.random.key(2)
 TYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}

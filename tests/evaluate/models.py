@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.testing.attacks import product
 from jaxrobust.types import Classifier
-from tests.tiny import CLASSES, SHAPE, images_and_labels, product
+from tests.tiny import CLASSES, SHAPE, images_and_labels
 
 ONE_DEVICE = jax.local_devices()[:1]
 FIELDS = ("images", "success", "loss", "size", "forwards", "backwards", "code")
