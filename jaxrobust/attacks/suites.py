@@ -32,6 +32,21 @@ class Suite(dict[str, Attack]):
 
     cheapened: str | None = None
 
+    def __or__(self, other: Any) -> Suite:  # type: ignore[override]
+        return self._with({**self, **other}, getattr(other, "cheapened", None))
+
+    def __ror__(self, other: Any) -> Suite:  # type: ignore[override]
+        return self._with({**other, **self})
+
+    def copy(self) -> Suite:
+        """The same attacks, as cheap."""
+        return self._with(self)
+
+    def _with(self, attacks: dict[str, Attack], too: str | None = None) -> Suite:
+        made = Suite(attacks)
+        made.cheapened = "; ".join(dict.fromkeys(filter(None, (self.cheapened, too)))) or None
+        return made
+
 
 class _Budget:
     """Makes the attacks of a suite, with at most so many steps and queries, and keeps how many the suite itself has.

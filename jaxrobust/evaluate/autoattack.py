@@ -16,6 +16,7 @@ from jaxrobust.evaluate import _hosts
 from jaxrobust.evaluate.evaluation import Evaluation
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.masking import GAIN, LOOKED_AT
+from jaxrobust.evaluate.outcomes import FOOLED
 from jaxrobust.evaluate.robustness import robustness
 from jaxrobust.losses import dlr
 from jaxrobust.types import Classifier, Key, Number
@@ -36,18 +37,19 @@ class AutoAttack(Evaluation):
     warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        count = len(self.labels)
-        lines, before, seconds = [f"initial accuracy: {100 * self.clean.accuracy:.2f} %"], None, 0.0
-        before = round(self.clean.accuracy * count)
+        count, seconds = len(self.labels), 0.0
+        against = "" if self._aim is None else f" against {self._aim}"
+        lines = [f"initial accuracy{against}: {100 * self.clean.accuracy:.2f} %"]
+        before = self.robust("clean")
         for name, outcome in self.outcomes.items():
-            left = int(outcome.robust.sum())
+            left, fooled = int(outcome.robust.sum()), int((before & (outcome.outcome == FOOLED)).sum())
             seconds += outcome.counts.seconds
             lines.append(
-                f"robust accuracy after {name}: {100 * left / count:.2f} % ({before - left} of {before} fooled, "
-                f"{outcome.counts.seconds:.1f} s, in all {seconds:.1f} s)"
+                f"robust accuracy after {name}: {100 * left / count:.2f} % ({fooled} of {int(before.sum())} fooled, "
+                f"{outcome.counts.seconds:.1f} s, in all {seconds:.1f} s{outcome.caveats})"
             )
-            before = left
-        lines.append(f"robust accuracy: {self.union} %")
+            before = outcome.robust
+        lines.append(f"robust accuracy{against}: {self.union} %")
         return "\n".join([*lines, *self._small_print, *(f"warning: {warning}" for warning in self.warnings)])
 
 

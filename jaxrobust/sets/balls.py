@@ -235,7 +235,7 @@ def meet(
             return low, high, jnp.where(solved, threshold, split), threshold, excess
 
         # two thresholds that are alike end the search
-        start = (low, high, low, jnp.where(done, low, low - 1), 0 * radius)
+        start = (low, high, low, jnp.where(done, low, low - 1), 0 * (low + radius))
         return lax.while_loop(lambda carry: carry[2] != carry[3], body, start)
 
     tolerance = 16 * jnp.finfo(radius.dtype).eps * radius

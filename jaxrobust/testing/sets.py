@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust._checks import one_radius
 from jaxrobust._repr import written
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.testing._laws import Laws, chosen, hold, law, near, same
@@ -58,7 +59,7 @@ class SetCase:
     @functools.cached_property
     def gradient(self) -> Any:
         """A gradient in the image, pulled back to the identity's parameters."""
-        return self.call("pullback", self.call("init"), jax.random.normal(jax.random.key(1), self.shape))
+        return self.call("pullback", self.call("init"), _normal(1, self.shape))
 
     @functools.cached_property
     def members(self) -> Any:
@@ -85,6 +86,11 @@ class SetCase:
 
     def __str__(self) -> str:
         return f"{self.set} on a {self.kind} image of shape {self.shape}"
+
+
+def _normal(seed: int, shape: tuple[int, ...]) -> Any:
+    """A gradient in the image's type, also where JAX makes float64."""
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -121,7 +127,7 @@ def check_set(
     Raises:
         AssertionError: a law does not hold; says which, of what class, and the numbers.
         TypeError: `set` is no perturbation set.
-        ValueError: its radius is 0, or there is no such law.
+        ValueError: its radius is 0 or one an image, or there is no such law.
 
     Example:
         >>> check_set(jr.sets.Linf(0.1))
@@ -129,6 +135,7 @@ def check_set(
     """
     if not isinstance(set, PerturbationSet):
         raise TypeError(f"set must be a PerturbationSet; got {set!r}")
+    one_radius(set)
     if not float(set.radius) > 0:
         raise ValueError(f"set must have a typical radius > 0, to be tried on; got {set}")
     every = chosen(SET_LAWS, laws)
@@ -216,7 +223,7 @@ def size_and_contains_agree(case: SetCase) -> None:
 @law(SET_LAWS)
 def gradients_are_finite(case: SetCase) -> None:
     """Gradients pulled back to the identity and to members are finite; to begin with, none is NaN."""
-    at_sample = case.call("pullback", _first(case.members), jax.random.normal(jax.random.key(1), case.shape))
+    at_sample = case.call("pullback", _first(case.members), _normal(1, case.shape))
     for what, tree in {"init": case.gradient, "a sample": at_sample}.items():
         for leaf in jax.tree.leaves(tree):
             hold(np.isfinite(leaf), f"the gradient at {what} has {int((~np.isfinite(leaf)).sum())} NaN or infinities")
@@ -257,7 +264,7 @@ def huge_radius_stays_in_the_box(case: SetCase) -> None:
 @law(SET_LAWS, ONE_IMAGE)
 def small_steps_ascend(case: SetCase) -> None:
     """From a point where the set's map is smooth, a small projected step along a linear loss does not lower it."""
-    gradient = jax.random.normal(jax.random.key(2), case.shape)
+    gradient = _normal(2, case.shape)
     theta = case.call("sample", jax.random.key(5), of=case.set.with_radius(0.3 * case.set.radius))
     pulled = case.call("pullback", theta, gradient)
     moved = case.call("project", case.call("ascend", theta, pulled, jnp.asarray(1e-3 * case.radius)))
@@ -271,7 +278,7 @@ def maximise_beats_every_sample(case: SetCase) -> None:
     """The linear maximiser, where there is one, is a member, and <gradient, ·> is nowhere larger."""
     if not hasattr(case.set, "maximise"):
         return
-    gradient = case.call("pullback", case.call("init"), jax.random.normal(jax.random.key(2), case.shape))
+    gradient = case.call("pullback", case.call("init"), _normal(2, case.shape))
     best = case.call("maximise", gradient)
     hold(case.call("contains", best), f"the maximiser is no member; its size is {float(case.call('size', best)):g}")
 

@@ -70,6 +70,9 @@ def test_radii_of_other_lengths_are_refused():
         attacks.universal_perturbation(classifier, images, sets.Linf(np.full(8, 0.1)), key=KEY)
     with pytest.raises(ValueError, match="radius must be finite and >= 0"):
         sets.Linf(np.array([0.1, -0.1]))
+    attack = attacks.fgsm(sets.Union((sets.Linf(jnp.full(8, -0.1)), sets.L2(0.3))))
+    with pytest.raises(ValueError, match="radius must be finite and >= 0"):
+        attacks.run(attack, classifier, images, labels, key=KEY)
 
 
 def test_how_they_are_written():

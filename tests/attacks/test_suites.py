@@ -41,6 +41,13 @@ def test_cheapened_suites_say_so(name):
     assert str(most) == str(whole)
 
 
+def test_a_cheapened_suite_is_one_with_more_attacks_too():
+    less, more = attacks.suite("autoattack-linf", steps=3), {"fgsm": attacks.fgsm(sets.Linf(0.1))}
+    for made in (less | more, more | less, less.copy(), less | attacks.suite("minimal")):
+        assert made.cheapened == less.cheapened
+    assert (attacks.suite("minimal") | more).cheapened is None
+
+
 def test_how_suites_are_cheapened():
     made = attacks.suite("autoattack-linf", steps=20, queries=500)
     assert made.cheapened == "20 steps of 100, 500 queries of 5,000; not the standard suite"

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, evaluate, sets
-from jaxrobust.types import Classifier
+from jaxrobust.types import Classifier, Targeted
 from tests import tiny
-from tests.evaluate.models import ONE_DEVICE
+from tests.evaluate.models import ONE_DEVICE, NanWhere, classifier
+from tests.tiny import CLASSES
 
 KEY = jax.random.key(0)
 BALL = sets.Linf(0.1)
@@ -46,6 +47,20 @@ def test_it_is_never_above_its_parts(problem):
     assert text.startswith("initial accuracy")
     assert "robust accuracy after fab-t" in text
     assert not found.warnings
+
+
+def test_the_breakdown_knows_nan_and_the_criterion(problem):
+    _, (images, _) = problem
+    images, model = np.round(images * 64) / 64, classifier(apply=NanWhere(off_grid=True))
+    labels = np.asarray(model(images).argmax(-1))
+    only = {"fgsm": attacks.fgsm(sets.Linf(0.1))}
+    found = evaluate.autoattack(model, (images, labels), attacks=only, key=KEY, progress=False)
+    assert f"(0 of {len(labels)} fooled" in str(found)
+    assert f"; {len(labels)} with NaN or infinite logits)" in str(found)
+    goal = Targeted((labels + 1) % CLASSES, labels)
+    text = str(evaluate.autoattack(problem[0], (images, goal), attacks=only, key=KEY, progress=False))
+    assert text.startswith("initial accuracy against given targets: ")
+    assert "\nrobust accuracy against given targets: " in text
 
 
 def test_masked_gradients_are_said():

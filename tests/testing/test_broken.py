@@ -211,6 +211,12 @@ def test_an_objective_that_is_no_pytree_is_found():
     [
         (lambda: testing.check_set(0.1), TypeError, "set must be a PerturbationSet; got 0.1"),
         (lambda: testing.check_set(sets.Linf(0.0)), ValueError, "set must have a typical radius > 0"),
+        (lambda: testing.check_set(sets.Linf(np.full(8, 0.1))), ValueError, "radius must be one number here"),
+        (
+            lambda: testing.check_attack(attacks.pgd(sets.Linf(np.full(8, 0.1)))),
+            ValueError,
+            "radius must be one number",
+        ),
         (lambda: testing.check_attack(attacks.pgd), TypeError, "attack must be an Attack"),
         (lambda: testing.check_objective(0.1), TypeError, "objective must be callable"),
         (lambda: testing.check_set(sets.Linf(0.1), laws=["sample"]), ValueError, "laws must be one of"),
@@ -220,3 +226,15 @@ def test_an_objective_that_is_no_pytree_is_found():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_laws_hold_for_few_classes_and_pixels():
+    few = attacks.apgd_t(sets.Linf(0.1), steps=2, targets=3)
+    testing.check_attack(few, shape=(2, 2, 1), classes=2, laws=["counts_are_the_schedule"])
+    testing.check_attack(attacks.pgd(sets.Linf(0.1), steps=2), shape=(2, 2, 1), classes=2, laws=["key_decides"])
+
+
+def test_laws_of_a_ball_hold_under_x64():
+    with jax.enable_x64(True):
+        laws = ["projection_is_a_member_and_idempotent", "small_steps_ascend"]
+        testing.check_set(sets.L1(0.5), shapes=((3, 2, 1),), laws=laws)

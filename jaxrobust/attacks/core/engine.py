@@ -538,7 +538,9 @@ def check_numbers(attack: Attack) -> None:
             _checks.number(name, jax.device_get(leaf), low=-jnp.inf)
         elif not np.isfinite(jax.device_get(leaf)).all():
             raise ValueError(f"{name} must be finite; got NaN or infinite values")
-    _checks.number("radius", jax.device_get(attack.set.radius))
+    leaves = jax.tree_util.tree_flatten_with_path(attack, is_leaf=lambda node: isinstance(node, Classifier))[0]
+    for radius in (leaf for path, leaf in leaves if _is_radius(path)):
+        _checks.number("radius", jax.device_get(radius))
 
 
 def check_attack(attack: Any) -> None:
