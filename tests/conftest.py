@@ -45,11 +45,12 @@ def pytest_configure(config):
 def pytest_runtest_setup(item):
     """Skips most of XLA's optimisations, whose time would be half of the whole, where a test compiles much and small.
 
-    The slow tests of all rooms but sets and attacks, and those on real data, compile as users do, and
+    The slow tests of all rooms but sets, attacks and criteria, and those on real data, have all of them, and
     `JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest` lets all do so.
     """
     if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
-        small = "realdata" not in item.keywords and item.path.parent.name in ("sets", "attacks")
+        many = item.path.parent.name in ("sets", "attacks") or item.path.name == "test_criteria.py"
+        small = many and "realdata" not in item.keywords
         jax.config.update("jax_disable_most_optimizations", small or "slow" not in item.keywords)
 
 
