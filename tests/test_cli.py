@@ -18,6 +18,7 @@ import pytest
 
 from jaxrobust import attacks, cli, evaluate, sets
 from jaxrobust.attacks.suites import Suite
+from jaxrobust.cli import evaluate as cli_evaluate
 from jaxrobust.cli import models, specs
 from jaxrobust.cli.evaluate import remember_programs
 from jaxrobust.evaluate import _saved
@@ -515,3 +516,37 @@ def test_given_targets(data, tmp_path, capsys):
     assert "finished already" in capsys.readouterr().out
     assert evaluated(data, tmp_path / "b", "--targets", "least", attacks=fgsm) == 2
     assert "--targets must be next or a .npy file" in capsys.readouterr().err
+
+
+def test_a_refused_overwrite_leaves_the_progress_of_a_running_run(data, tmp_path, monkeypatch, capsys):
+    out, robustness, codes = tmp_path / "run", evaluate.robustness, []
+    fgsm = ("--attack", "fgsm:linf:0.1")
+
+    def overtaken(*arguments, **options):
+        found = robustness(*arguments, **options)
+        if not codes:
+            codes.append(evaluated(data, out, "--seed", 1, "--overwrite", attacks=fgsm))
+            assert (out / "progress" / "fgsm-linf.npz").is_file()
+        return found
+
+    monkeypatch.setattr(evaluate, "robustness", overtaken)
+    # as another process would be
+    names = iter(("a.run", "b.run", *["a.run"] * 9))
+    monkeypatch.setattr(cli_evaluate, "_own_name", lambda: next(names))
+    assert evaluated(data, out, attacks=fgsm) == 0
+    assert codes == [2]
+    assert f"--out: {out} is in use by another run, process {os.getpid()}" in capsys.readouterr().err
+    assert not (out / "progress").exists()
+
+
+def test_a_run_that_ended_after_its_results_is_completed(finished, data, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "results.csv").unlink()
+    left = out / "progress" / "radius 0.02"
+    left.mkdir(parents=True)
+    for path in (left / "pgd-linf.npz", left / ".pgd-linf.npz.0123.partial", out / ".results.csv.0123.partial"):
+        path.touch()
+    assert evaluated(data, out) == 0
+    assert folder(out) == folder(finished)
+    assert not (out / "progress").exists()

@@ -10,6 +10,7 @@ import os
 import pathlib
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +25,7 @@ from jaxrobust.cli import models, specs
 from jaxrobust.cli.output import say
 from jaxrobust.evaluate import Evaluation, Proportion, _saved
 from jaxrobust.evaluate.export import PNG_CHANNELS, remove_images, write_csv
-from jaxrobust.report.format import IMAGES, LISTED, PROGRESS, TABLE
+from jaxrobust.report.format import IMAGES, LISTED, PICTURES, PROGRESS, RESULTS, TABLE
 from jaxrobust.types import Targeted
 
 __all__ = ["interrupted", "remember_programs", "run"]
@@ -32,6 +33,7 @@ __all__ = ["interrupted", "remember_programs", "run"]
 DIAGNOSED = 500  # examples that are looked at for signs of masked gradients
 FEW_CLASSES = 0.5  # share of the classes below which a reader is told
 MARK = "overwriting.txt"  # beside the progress of a run that is to replace another: whose it is
+OWN = uuid.uuid4().hex  # this process among those that run in a folder
 
 
 def interrupted(options: argparse.Namespace) -> str:
@@ -41,13 +43,13 @@ def interrupted(options: argparse.Namespace) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate, or what is left of it, and print the table and where the page is."""
-    with _warnings_in_one_line() as warned:
+    with _warnings_in_one_line() as warned, contextlib.ExitStack() as here:
         if options.cache:
             remember_programs()
-        _run(options, warned)
+        _run(options, warned, here)
 
 
-def _run(options: argparse.Namespace, warned: list[str]) -> None:
+def _run(options: argparse.Namespace, warned: list[str], here: contextlib.ExitStack) -> None:
     began = time.perf_counter()
     out = pathlib.Path(options.out)
     budget = {"steps": options.steps, "queries": options.queries}
@@ -63,13 +65,15 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
     config = _config(options, model, images, goal, groups)
     if options.images and images.shape[-1] not in PNG_CHANNELS:
         raise ValueError(f"--images needs images of 1, 3 or 4 channels; got {images.shape[-1]}")
-    if options.overwrite:
-        _begin_anew(out, config)
-    elif _is_finished(out, config):
+    if not options.overwrite and _is_finished(out, config):
         _check_names(options, out)
+        _complete(out, groups, config)
         say(_told(out))
         return
     _note_few_classes(examples)
+    here.enter_context(_running(out))
+    if options.overwrite:
+        _begin_anew(out, config)
     job = functools.partial(
         _evaluated,
         model,
@@ -88,12 +92,12 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
         ladder = _ladder(found, groups, job, out / PROGRESS)
     except ValueError as error:
         if str(out / PROGRESS) in str(error):
-            (out / PROGRESS / MARK).unlink(missing_ok=True)
+            _unmark(out, config)
             raise ValueError(f"{error} (--overwrite does)") from error
         raise
     finally:
         if not any((out / PROGRESS).glob("**/*.npz")):
-            _clear(out)
+            _unmark(out, config)
     curves = _curves(ladder, groups, name, len(labels))
     if curves:
         say(_table(curves, name))
@@ -108,13 +112,14 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
     if warned:
         found = found.with_notes(warnings=warned)
     if not options.overwrite and _is_finished(out, config):  # by another process, in the meantime
+        _complete(out, groups, config)
         say(_told(out))
         return
     if options.overwrite:
         remove_images(out / IMAGES)
     if options.images:
         say(f"images: {found.save_images(out / IMAGES)}")
-    if options.overwrite:
+    if options.overwrite or not (out / RESULTS).exists():
         _store.remove(out / TABLE)
     page = evaluate.save_run(
         out,
@@ -127,8 +132,7 @@ def _run(options: argparse.Namespace, warned: list[str]) -> None:
         overwrite=options.overwrite,
     )
     # last, since another run's results may have been refused to be replaced
-    write_csv(out / TABLE, [*found.rows(), *_rows(ladder, groups, name)])
-    _clear(out, groups)
+    _complete(out, groups, config)
     say(f"report: {page}")
 
 
@@ -175,7 +179,7 @@ def _ladder(found: Evaluation, groups: list[specs.Planned], job: Any, save_dir: 
     for radius in sorted({radius for group in groups for radii in group.radii.values() for radius in radii[:-1]}):
         smaller = [_at(group, radius) for group in groups]
         if any(group.attacks for group in smaller):
-            there = job([group for group in smaller if group.attacks], save_dir=save_dir / f"radius {radius:.9g}")
+            there = job([group for group in smaller if group.attacks], save_dir=_at_radius(save_dir, radius))
             robust.setdefault(radius, {}).update({n: o.robust for n, o in there.outcomes.items()})
     return dict(sorted(robust.items()))
 
@@ -204,13 +208,39 @@ def _curves(ladder: Ladder, groups: list[specs.Planned], name: str, count: int) 
     ]
 
 
-def _rows(ladder: Ladder, groups: list[specs.Planned], name: str) -> Iterator[dict[str, Any]]:
-    """The lines of the CSV for all but the largest radii."""
-    for group in groups:
-        for attack, radii in group.radii.items():
-            for radius in radii[:-1]:
-                about = {"model": name, "attack": attack, "set": type(group.attacks[attack].set).__name__}
-                yield {**about, "radius": radius, **Proportion.of(ladder[radius][attack])._asdict()}
+def _complete(out: pathlib.Path, groups: list[specs.Planned], config: dict[str, Any]) -> None:
+    """What follows the results: the CSV, of what they hold, so that it can be made up for, and the end of progress."""
+    if not (out / TABLE).is_file():
+        write_csv(out / TABLE, _rows(report.load(out).results))
+    _unmark(out, config)
+    for file in _saved_by(out, groups):
+        # of another run that has begun since
+        with contextlib.suppress(BlockingIOError), _store.locked(file) if file.exists() else contextlib.nullcontext():
+            file.unlink(missing_ok=True)
+    left = _partials(out)
+    with contextlib.suppress(BlockingIOError), _alone(out):
+        for file in left:
+            file.unlink(missing_ok=True)
+    _remove_empty(out)
+
+
+def _rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The lines of the CSV: those of `Evaluation.rows`, and of all but the largest radii."""
+    (model,) = results["models"]
+    yield {"model": model["name"], "attack": "clean", **model["clean"]}
+    about = {
+        name: {"model": model["name"], "attack": name, "set": entry["set"], "radius": entry["radius"]}
+        for name, entry in results["attacks"].items()
+    }
+    for name, summary in model["attacks"].items():
+        yield {**about[name], **summary}
+    if len(model["attacks"]) > 1:
+        yield {"model": model["name"], "attack": "union", **model["union"]}
+    for curve in results["curves"]:
+        if curve["attack"] in about:
+            for radius, accuracy in zip(curve["radii"][:-1], curve["accuracy"][model["name"]], strict=False):
+                hits = np.arange(curve["count"]) < round(accuracy * curve["count"])
+                yield {**about[curve["attack"]], "radius": radius, **Proportion.of(hits)._asdict()}
 
 
 def _table(curves: list[dict[str, Any]], name: str) -> str:
@@ -296,29 +326,84 @@ def _told(out: pathlib.Path) -> str:
     )
 
 
+def _own_name() -> str:
+    return f"{os.getpid()}-{OWN}.run"  # a fork is another run
+
+
+@contextlib.contextmanager
+def _running(out: pathlib.Path) -> Iterator[None]:
+    """Show other runs in the folder that this one is alive, from its start to its end; empty folders go then."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        with _store.locked(out / PROGRESS / _own_name()):
+            yield
+    finally:
+        _remove_empty(out)
+        with contextlib.suppress(OSError):  # it holds something now
+            for folder in made:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _alone(out: pathlib.Path) -> Iterator[None]:
+    """Hold whatever other runs could hold in the folder.
+
+    Raises:
+        BlockingIOError: another run is alive there.
+    """
+    with contextlib.ExitStack() as locks:
+        for lock in sorted((out / PROGRESS).glob("**/.*.lock")):
+            if lock.name != f".{_own_name()}.lock":
+                held = lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
+                try:
+                    locks.enter_context(_store.locked(held))
+                except BlockingIOError as error:
+                    raise BlockingIOError(f"--out: {str(error).replace(str(held), str(out))}") from None
+        yield
+
+
 def _begin_anew(out: pathlib.Path, config: dict[str, Any]) -> None:
     """Take away progress, but for that of this very run, which goes on; results stay until there are new ones."""
     mark, own = out / PROGRESS / MARK, _store.identity(config)
     if not mark.is_file() or mark.read_text(encoding="utf-8") != own:
-        _clear(out)
-        _store.atomically(mark, lambda partial: partial.write_text(own, encoding="utf-8"))
+        left = _partials(out)
+        with _alone(out):
+            for file in (*(out / PROGRESS).glob("**/*.npz"), *left):
+                file.unlink(missing_ok=True)
+            _store.atomically(mark, lambda partial: partial.write_text(own, encoding="utf-8"))
 
 
-def _clear(out: pathlib.Path, groups: list[specs.Planned] | None = None) -> None:
-    """Take away progress: that of some attacks, since another run may have its own there, or all."""
+def _unmark(out: pathlib.Path, config: dict[str, Any]) -> None:
+    """Take this run's mark away, and no other's."""
+    mark = out / PROGRESS / MARK
+    if mark.is_file() and mark.read_text(encoding="utf-8") == _store.identity(config):
+        mark.unlink(missing_ok=True)
+
+
+def _saved_by(out: pathlib.Path, groups: list[specs.Planned]) -> set[pathlib.Path]:
+    """Where attacks save their progress, at all radii; another run may have its own beside it."""
     progress = out / PROGRESS
-    files = set(progress.glob("**/*.npz"))
-    if groups is not None:
-        files &= {
-            folder / f"{name}.npz"
-            for group in groups
-            for name, radii in group.radii.items()
-            for folder in (progress, *(progress / f"radius {radius:.9g}" for radius in radii))
-        }
-    for file in files:
-        file.unlink(missing_ok=True)
-    (progress / MARK).unlink(missing_ok=True)
-    for folder in [*progress.glob("radius *"), progress]:
+    return {
+        folder / f"{name}.npz"
+        for group in groups
+        for name, radii in group.radii.items()
+        for folder in (progress, *(_at_radius(progress, radius) for radius in radii))
+    }
+
+
+def _at_radius(progress: pathlib.Path, radius: float) -> pathlib.Path:
+    return progress / f"radius {radius!r}"
+
+
+def _partials(out: pathlib.Path) -> list[pathlib.Path]:
+    """Halves of files that killed runs have left, or that others are writing."""
+    own = (RESULTS, PICTURES, TABLE)
+    found = [file for name in own for file in out.glob(f".{name}.*.partial")]
+    return found + list((out / PROGRESS).glob("**/.*.partial"))
+
+
+def _remove_empty(out: pathlib.Path) -> None:
+    for folder in [*(out / PROGRESS).glob("radius *"), out / PROGRESS]:
         with contextlib.suppress(OSError):  # not there, or with something else in it
             folder.rmdir()
 
