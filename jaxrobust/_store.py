@@ -145,8 +145,8 @@ def atomically(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None
 def locked(path: pathlib.Path) -> Iterator[None]:
     """Hold a file that is or will be written for this run alone, by a lock beside it that says whose it is.
 
-    The lock ends with the process, whatever ends that. Nothing is held where the system has no locks, or the folder
-    cannot be written to.
+    The lock ends with the process, whatever ends that, and with the processes forked from it, which hold it too. Nothing
+    is held where the system has no locks, or the folder cannot be written to.
 
     Args:
         path: the file.
@@ -174,15 +174,17 @@ def _lock(lock: pathlib.Path, path: pathlib.Path) -> int | None:
             return None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+            with contextlib.suppress(OSError):  # a full disk: the lock is held nevertheless
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
             # else its owner has just taken it away
             if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
                 return handle
         except BlockingIOError:
             owner = os.read(handle, 300).decode(errors="replace")
             os.close(handle)
-            raise BlockingIOError(f"{path} is in use by another run, {owner}: wait for it, or save elsewhere") from None
+            owner = f", {owner}" if owner else ""
+            raise BlockingIOError(f"{path} is in use by another run{owner}: wait for it, or save elsewhere") from None
         except OSError:
             os.close(handle)
             return None

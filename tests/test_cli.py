@@ -236,6 +236,8 @@ def folder(out):
 def test_a_refused_overwrite_leaves_the_finished_run(finished, data, capsys):
     before = folder(finished)
     assert evaluated(data, finished, "--overwrite", "--lanes", 0) == 2
+    assert evaluated(data, finished, "--overwrite", "--out", "") == 2
+    assert "--out must name a folder; got ''" in capsys.readouterr().err
     assert evaluated(data, finished, "--overwrite", "--images") == 2
     assert "1, 3 or 4 channels; got 2" in capsys.readouterr().err
     assert folder(finished) == before
@@ -335,6 +337,10 @@ REFUSED = {
     "unused": (("--attack", "pgd:linf:0.1", "--radius", "0.2"), "--radius must be left out"),
     "device": (("--attack", "pgd:linf:0.1", "--devices", "9"), "--devices must be places from 0"),
     "lanes": (("--attack", "pgd:linf:0.1", "--lanes", "0"), "lanes must be >= 1; got 0"),
+    "devices": (("--attack", "pgd:linf:0.1", "--devices", "0,0"), "each once, such as 0; got '0,0'"),
+    "seed": (("--attack", "pgd:linf:0.1", "--seed", str(2**70)), "--seed must be from 0 to 4294967295; got"),
+    "option twice": (("--attack", "pgd:linf:0.1:steps=3,steps=4"), "once each; got 'steps' again"),
+    "a file's name": (("--attack", "images.csv=pgd:linf:0.1"), "must not be named as a run's own files or rows"),
     "usage": (("--attack", "pgd:linf:0.1", "--lanes", "many"), "invalid int value: 'many'"),
 }
 
@@ -400,14 +406,36 @@ def failing():
 FAILURE = RuntimeError("mat1 and mat2\ncannot be multiplied")
 
 
-def test_a_model_that_fails_is_told_in_one_line(data, tmp_path, capsys):
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError, ConnectionError, SystemExit])
+def test_a_model_that_fails_is_told_in_one_line(kind, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["tests.test_cli"], "FAILURE", kind(*FAILURE.args))
     line = ("evaluate", "--model", "tests.test_cli:failing", "--data", data, "--attack", "worst_of_k:linf:0.1")
     line += ("--out", tmp_path / "run", "--no-cache")
     assert main(*line) == 1
     error = capsys.readouterr().err
-    assert error == "error: RuntimeError: mat1 and mat2 cannot be multiplied (--debug shows where)\n"
-    with pytest.raises(RuntimeError):
-        main(*line, "--debug")
+    assert error == f"error: {kind.__name__}: mat1 and mat2 cannot be multiplied (--debug shows where)\n"
+    if kind is RuntimeError:
+        with pytest.raises(RuntimeError):
+            main(*line, "--debug")
+
+
+def ending():
+    sys.exit()
+
+
+def test_a_model_that_ends_the_process_is_a_failure(data, tmp_path, capsys):
+    line = ("evaluate", "--model", "tests.test_cli:ending", "--data", data, "--attack", "fgsm:linf:0.1")
+    assert main(*line, "--out", tmp_path / "run", "--no-cache") == 1
+    assert capsys.readouterr().err == "error: SystemExit: nothing more (--debug shows where)\n"
+
+
+def test_a_full_disk_is_a_failure(data, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluate, "save_run", full)
+    assert evaluated(data, tmp_path / "run", attacks=("--attack", "fgsm:linf:0.1")) == 1
+    assert "No space left on device (--debug shows where)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -516,6 +544,9 @@ def test_given_targets(data, tmp_path, capsys):
     assert "finished already" in capsys.readouterr().out
     assert evaluated(data, tmp_path / "b", "--targets", "least", attacks=fgsm) == 2
     assert "--targets must be next or a .npy file" in capsys.readouterr().err
+    (tmp_path / "t.npy").write_bytes(b"\x93NUMPY, once")
+    assert evaluated(data, tmp_path / "b", "--targets", tmp_path / "t.npy", attacks=fgsm) == 2
+    assert "--targets must be next or a .npy file of classes; got" in capsys.readouterr().err
 
 
 def test_a_refused_overwrite_leaves_the_progress_of_a_running_run(data, tmp_path, monkeypatch, capsys):

@@ -11,7 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
-__all__ = ["main"]
+__all__ = ["WhileRunning", "main"]
+
+
+class WhileRunning(Exception):
+    """What a run failed of once it ran, its cause: nothing that was refused, though it be of the kind."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -176,10 +180,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except Exception as error:  # of a user's own code, whatever it is
-        if options.debug:
+    except (Exception, SystemExit) as error:  # of a user's own code, whatever it is
+        if options.debug and not isinstance(error, SystemExit):
             raise
-        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if options.debug:
+            raise RuntimeError("SystemExit, which a model or what it imports must not raise") from error
+        first = error.__cause__ if isinstance(error, WhileRunning) and error.__cause__ else error
+        what = f"{type(first).__name__}: {' '.join(str(first).split()) or 'nothing more'}"
         print(f"error: {what} (--debug shows where)", file=sys.stderr)
         return 1
     return 0

@@ -10,16 +10,18 @@ import os
 import pathlib
 import sys
 import time
+import traceback
 import uuid
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jaxtyping
 import numpy as np
 from tqdm import tqdm
 
-from jaxrobust import _store, data, evaluate, report
+from jaxrobust import _store, cli, data, evaluate, report
 from jaxrobust._repr import written
 from jaxrobust.cli import models, specs
 from jaxrobust.cli.output import say
@@ -33,6 +35,10 @@ __all__ = ["interrupted", "remember_programs", "run"]
 DIAGNOSED = 500  # examples that are looked at for signs of masked gradients
 FEW_CLASSES = 0.5  # share of the classes below which a reader is told
 MARK = "overwriting.txt"  # beside the progress of a run that is to replace another: whose it is
+# folders of code that is not the user's: the library first
+HOUSE = [pathlib.Path(module.__file__).parent for module in (_store, jax, jaxtyping)] + [
+    pathlib.Path(contextlib.__file__)
+]
 OWN = uuid.uuid4().hex  # this process among those that run in a folder
 
 
@@ -51,6 +57,10 @@ def run(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace, warned: list[str], here: contextlib.ExitStack) -> None:
     began = time.perf_counter()
+    if not options.out.strip():
+        raise ValueError(f"--out must name a folder; got {options.out!r}")
+    if not 0 <= options.seed < 2**32:  # others are the same keys again
+        raise ValueError(f"--seed must be from 0 to {2**32 - 1}; got {options.seed}")
     out = pathlib.Path(options.out)
     budget = {"steps": options.steps, "queries": options.queries}
     groups = specs.plan(options.suite, options.attack, specs.radii(options.radius) if options.radius else (), budget)
@@ -71,6 +81,7 @@ def _run(options: argparse.Namespace, warned: list[str], here: contextlib.ExitSt
         say(_told(out))
         return
     _note_few_classes(examples)
+    here.enter_context(_failures_told_apart())
     here.enter_context(_running(out))
     if options.overwrite:
         _begin_anew(out, config)
@@ -134,6 +145,23 @@ def _run(options: argparse.Namespace, warned: list[str], here: contextlib.ExitSt
     # last, since another run's results may have been refused to be replaced
     _complete(out, groups, config)
     say(f"report: {page}")
+
+
+@contextlib.contextmanager
+def _failures_told_apart() -> Iterator[None]:
+    """What fails while a run runs is no refusal, though it be a ValueError: that is one by the library itself."""
+    try:
+        yield
+    except BlockingIOError:  # another run's lock
+        raise
+    except OSError as error:
+        raise cli.WhileRunning from error
+    except (TypeError, ValueError) as error:
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        of_house = [any(pathlib.Path(file).is_relative_to(home) for home in HOUSE) for file in files]
+        if not (all(of_house) and pathlib.Path(files[-1]).is_relative_to(HOUSE[0])):
+            raise cli.WhileRunning from error
+        raise
 
 
 def remember_programs() -> None:
@@ -283,7 +311,10 @@ def _targets(text: str, labels: np.ndarray, classes: int) -> np.ndarray:
     path = pathlib.Path(text)
     if path.suffix != ".npy" or not path.is_file():
         raise ValueError(f"--targets must be next or a .npy file of classes; got {text!r}")
-    targets = np.load(path)
+    try:
+        targets = np.load(path)
+    except Exception as error:  # broken bytes raise whatever the reader of the part they are in raises
+        raise ValueError(f"--targets must be next or a .npy file of classes; got {text!r}, damaged: {error}") from error
     if targets.shape != np.shape(labels) or not np.issubdtype(targets.dtype, np.integer):
         raise ValueError(
             f"--targets must hold {len(labels)} integers, one an image; got {targets.dtype} of shape {targets.shape}"
@@ -413,9 +444,13 @@ def _devices(text: str | None) -> list[Any] | None:
         return None
     local = jax.local_devices()
     try:
-        return [local[place] for place in map(int, text.split(",")) if place >= 0 or local[len(local)]]
-    except (ValueError, IndexError):
-        raise ValueError(f"--devices must be places from 0 to {len(local) - 1}, such as 0; got {text!r}") from None
+        places = [int(place) for place in text.split(",")]
+    except ValueError:
+        places = [-1]
+    if not all(0 <= place < len(local) for place in places) or len(set(places)) < len(places):
+        rule = f"places from 0 to {len(local) - 1}, each once, such as 0"
+        raise ValueError(f"--devices must be {rule}; got {text!r}")
+    return [local[place] for place in places]
 
 
 def _wants_bars(options: argparse.Namespace) -> bool:

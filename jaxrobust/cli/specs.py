@@ -107,6 +107,8 @@ def _options(text: str, whole: str) -> tuple[tuple[str, Any], ...]:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (name.isidentifier() and equals and value):
             raise ValueError(f"options must be written NAME=VALUE,NAME=VALUE; got {part!r} in {whole!r}")
+        if name in dict(found):
+            raise ValueError(f"options must be given once each; got {name!r} again in {whole!r}")
         found.append((name, _value(value)))
     return tuple(found)
 

@@ -34,13 +34,16 @@ def read(path: str | os.PathLike[str], split: str | None = None, *, size: int | 
         The data set.
 
     Raises:
+        TypeError: a path that is none, a split that is no string.
         ValueError: no such file or folder, an unknown format, split or array, a damaged file, uint8 images of zeros
             and ones, images of different sizes without `size`.
 
     Example:
         >>> images, labels = read("photographs", "[:100]", size=224)  # doctest: +SKIP
     """
-    path = pathlib.Path(path).expanduser()
+    path = _checks.path("path", path).expanduser()
+    if split is not None and not isinstance(split, str):
+        raise TypeError(f"split must be None or a string such as 'test[:1000]'; got {split!r}")
     if size is not None:
         size = _checks.count("size", size)
     if path.is_dir():
@@ -51,7 +54,7 @@ def read(path: str | os.PathLike[str], split: str | None = None, *, size: int | 
         raise ValueError(f"path must be a folder of images or an .npz with images and labels; got {str(path)!r}")
     if size is not None:
         raise ValueError(f"size must be None for an .npz, whose images are arrays; got {size}")
-    arrays = _store.read_arrays(path)
+    arrays = _store.read_arrays(path, lambda error: f"path must be a whole .npz; got {path}, damaged: {error}")
     if missing := sorted({"images", "labels"} - set(arrays)):
         raise ValueError(f"{path} must hold the arrays images and labels; missing {missing}, found {sorted(arrays)}")
     images = arrays["images"]

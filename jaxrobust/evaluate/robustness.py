@@ -23,13 +23,13 @@ from jaxrobust.evaluate.export import still_fooled
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, drive, unwatched
 from jaxrobust.evaluate.outcomes import AttackOutcome, clean_fate, fate_after
-from jaxrobust.report.format import FOOLED, ROBUST
+from jaxrobust.report.format import FOOLED, LISTED, ROBUST
 from jaxrobust.types import Classifier, Code, Key
 
 __all__ = ["check_name", "robustness"]
 
 LONGEST_NAME = 200  # bytes of an attack's name, of the 255 that a file's may have
-RESERVED_NAMES = (".", "..", "pictures", "clean", "union")
+RESERVED_NAMES = (".", "..", "pictures", LISTED, "clean", "union")
 
 
 @_checks.off_mesh

@@ -76,3 +76,16 @@ def test_a_folder_that_is_only_read_needs_no_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", refused)
     with _store.locked(tmp_path / "a.npz"):
         pass
+
+
+def test_a_full_disk_gives_no_lock_up(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with (
+        _store.locked(tmp_path / "a.npz"),
+        pytest.raises(BlockingIOError, match="in use by another run: wait"),
+        _store.locked(tmp_path / "a.npz"),
+    ):
+        pass
