@@ -145,8 +145,8 @@ def atomically(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None
 def locked(path: pathlib.Path) -> Iterator[None]:
     """Hold a file that is or will be written for this run alone, by a lock beside it that says whose it is.
 
-    The lock ends with the process, whatever ends that, and with the processes forked from it, which hold it too. Nothing
-    is held where the system has no locks, or the folder cannot be written to.
+    The lock ends with the process, whatever ends that, once no process that was forked from it meanwhile is left: they
+    hold it too. Nothing is held where the system has no locks, or the folder cannot be written to.
 
     Args:
         path: the file.

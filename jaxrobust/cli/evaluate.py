@@ -36,9 +36,8 @@ DIAGNOSED = 500  # examples that are looked at for signs of masked gradients
 FEW_CLASSES = 0.5  # share of the classes below which a reader is told
 MARK = "overwriting.txt"  # beside the progress of a run that is to replace another: whose it is
 # folders of code that is not the user's: the library first
-HOUSE = [pathlib.Path(module.__file__).parent for module in (_store, jax, jaxtyping)] + [
-    pathlib.Path(contextlib.__file__)
-]
+HOUSE = [pathlib.Path(module.__file__).parent for module in (_store, jax, jaxtyping)]
+HOUSE.append(pathlib.Path(contextlib.__file__))
 OWN = uuid.uuid4().hex  # this process among those that run in a folder
 
 

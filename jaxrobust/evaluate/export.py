@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import os
 import pathlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -117,7 +118,7 @@ def still_fooled(model: Classifier | HostModel, images: np.ndarray, goal: Criter
 
 
 def remove_images(folder: pathlib.Path, names: Collection[str] | None = None) -> list[Row]:
-    """Take away what `save_images` has written of some attacks: the files that its list has, and no others.
+    """Take away what `save_images` has written of some attacks, ended or not: the files of its list, and no others.
 
     Args:
         folder: the folder that `save_images` was given; it need not exist.
@@ -135,6 +136,7 @@ def remove_images(folder: pathlib.Path, names: Collection[str] | None = None) ->
         path = folder / (row.get("file") or "")
         # a list may be anybody's
         if path.suffix == ".png" and path.resolve().is_relative_to(folder.resolve()):
+            _half(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not the last, or with something else in it
                 path.parent.rmdir()
@@ -152,7 +154,7 @@ def save_images(
     channels = evaluation.images.shape[-1]
     if channels not in PNG_CHANNELS:
         raise ValueError(f"images must have 1, 3 or 4 channels to be PNG files; got {channels}")
-    listed = remove_images(folder, names)
+    listed, files = remove_images(folder, names), []
     for name in names:
         outcome = evaluation.outcomes[name]
         # of examples that an earlier attack had fooled, that attack's own point is kept
@@ -161,12 +163,22 @@ def save_images(
         if model is not None:
             still = np.zeros(len(outcome.outcome), bool)
             still[chosen] = still_fooled(model, outcome.images[chosen], rows_of(evaluation.goal, chosen), 128)
-        (folder / name).mkdir(parents=True, exist_ok=True)
         for i in chosen:
             label, after = int(evaluation.labels[i]), None if outcome.prediction is None else int(outcome.prediction[i])
             lost = still is not None and not still[i]
             file = f"{name}/{i:05d}_{label}" + ("" if after is None else f"_to_{after}") + ("_lost" if lost else "")
-            (folder / f"{file}.png").write_bytes(encode_png(eight_bit(outcome.images[i])))
+            files.append((folder / f"{file}.png", outcome.images[i]))
             about = {"file": f"{file}.png", "attack": name, "example": int(i), "label": label, "prediction": after}
             listed.append({**about, "size": float(outcome.size[i]), "fooled_8bit": None if still is None else not lost})
-    return write_csv(folder / LISTED, listed).parent
+    # the list first, so that wherever this ends no file is there that nothing takes away
+    write_csv(folder / LISTED, listed)
+    for path, image in files:
+        path.parent.mkdir(exist_ok=True)
+        _half(path).write_bytes(encode_png(eight_bit(image)))
+        os.replace(_half(path), path)
+    return folder
+
+
+def _half(path: pathlib.Path) -> pathlib.Path:
+    """Where a listed file is written, before it takes its name."""
+    return path.with_name(f".{path.name}.partial")

@@ -40,6 +40,17 @@ def test_floats_are_taken_as_they_are(tmp_path):
         read(tmp_path / "b.npz")
 
 
+def test_a_damaged_file_is_named_and_not_to_be_removed(archive):
+    path, *_ = archive
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"^path must be a whole .npz; got .*mine.npz, damaged: (?!.*remove)"):
+        read(path)
+    with pytest.raises(TypeError, match="split"):
+        read(path, 3)
+    with pytest.raises(TypeError, match="path"):
+        read(3)
+
+
 def test_bytes_of_zeros_and_ones_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.eye(4, dtype=np.uint8)[None, :, :, None], labels=[0])
     with pytest.raises(ValueError, match=r"must be floating .* since uint8 is divided by 255; got uint8 of maximum 1"):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import os
 import sys
 
 import jax
@@ -164,6 +165,24 @@ def test_image_files_are_those_that_are_listed(found, tmp_path):
     assert export.remove_images(folder) == []
     assert (tmp_path / "out.png").exists()
     assert not (folder / "images.csv").exists()
+
+
+def test_image_files_of_an_interrupted_call_are_taken_away(found, tmp_path, monkeypatch):
+    folder, replace, calls = tmp_path / "images", os.replace, []
+
+    def stopping(*paths):
+        calls.append(paths)
+        if len(calls) == 3:  # the list's own among them
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        found.save_images(folder)
+    monkeypatch.undo()
+    assert len(list(folder.glob("*/*.png"))) == 1
+    assert export.remove_images(folder) == []
+    assert not list(folder.iterdir())
 
 
 def test_csv_takes_rows_of_other_names(tmp_path):
