@@ -581,3 +581,8 @@ def test_a_run_that_ended_after_its_results_is_completed(finished, data, tmp_pat
     assert evaluated(data, out) == 0
     assert folder(out) == folder(finished)
     assert not (out / "progress").exists()
+
+
+def test_close_radii_save_apart(tmp_path):
+    near, third = (cli_evaluate._at_radius(tmp_path, radius) for radius in specs.radii("1/3,0.3333333333"))
+    assert near != third

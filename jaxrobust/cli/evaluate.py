@@ -13,7 +13,7 @@ import time
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ DIAGNOSED = 500  # examples that are looked at for signs of masked gradients
 FEW_CLASSES = 0.5  # share of the classes below which a reader is told
 MARK = "overwriting.txt"  # beside the progress of a run that is to replace another: whose it is
 # folders of code that is not the user's: the library first
-HOUSE = [pathlib.Path(module.__file__).parent for module in (_store, jax, jaxtyping)]
+HOUSE = [pathlib.Path(file).parent for file in (_store.__file__, jax.__file__ or "", jaxtyping.__file__ or "")]
 HOUSE.append(pathlib.Path(contextlib.__file__))
 OWN = uuid.uuid4().hex  # this process among those that run in a folder
 
@@ -251,7 +251,7 @@ def _complete(out: pathlib.Path, groups: list[specs.Planned], config: dict[str, 
     _remove_empty(out)
 
 
-def _rows(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The lines of the CSV: those of `Evaluation.rows`, and of all but the largest radii."""
     (model,) = results["models"]
     yield {"model": model["name"], "attack": "clean", **model["clean"]}

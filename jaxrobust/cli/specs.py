@@ -102,7 +102,7 @@ def read_spec(text: str, *, of_suite: bool = False) -> Spec:
 
 
 def _options(text: str, whole: str) -> tuple[tuple[str, Any], ...]:
-    found = []
+    found: list[tuple[str, Any]] = []
     for part in re.split(r",(?=\s*\w+\s*=)", text) if text else ():
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (name.isidentifier() and equals and value):
