@@ -549,24 +549,29 @@ def test_given_targets(data, tmp_path, capsys):
     assert "--targets must be next or a .npy file of classes; got" in capsys.readouterr().err
 
 
-def test_a_refused_overwrite_leaves_the_progress_of_a_running_run(data, tmp_path, monkeypatch, capsys):
-    out, robustness, codes = tmp_path / "run", evaluate.robustness, []
+def test_what_others_hold_in_the_folder_stays(finished, data, tmp_path, monkeypatch, capsys):
+    out, robustness = tmp_path / "run", evaluate.robustness
     fgsm = ("--attack", "fgsm:linf:0.1")
+    shutil.copytree(finished, out)
 
     def overtaken(*arguments, **options):
+        monkeypatch.undo()
         found = robustness(*arguments, **options)
-        if not codes:
-            codes.append(evaluated(data, out, "--seed", 1, "--overwrite", attacks=fgsm))
-            assert (out / "progress" / "fgsm-linf.npz").is_file()
+        monkeypatch.setattr(cli_evaluate, "_own_name", lambda: "b.run")  # as another process would be
+        shutil.copy(out / "progress" / "fgsm-linf.npz", out / "progress" / "pgd-linf.npz")
+        before = folder(out / "progress")
+        assert evaluated(data, out, "--seed", 1, "--overwrite", attacks=fgsm) == 2
+        assert f"--out: {out} is in use by another run, process {os.getpid()}" in capsys.readouterr().err
+        (out / "progress" / cli_evaluate.MARK).unlink()
+        assert evaluated(data, out) == 0
+        assert before.keys() - folder(out / "progress").keys() == {pathlib.Path(cli_evaluate.MARK)}
+        (out / "progress" / "pgd-linf.npz").unlink()
+        monkeypatch.setattr(cli_evaluate, "_own_name", lambda: "a.run")
         return found
 
     monkeypatch.setattr(evaluate, "robustness", overtaken)
-    # as another process would be
-    names = iter(("a.run", "b.run", *["a.run"] * 9))
-    monkeypatch.setattr(cli_evaluate, "_own_name", lambda: next(names))
-    assert evaluated(data, out, attacks=fgsm) == 0
-    assert codes == [2]
-    assert f"--out: {out} is in use by another run, process {os.getpid()}" in capsys.readouterr().err
+    monkeypatch.setattr(cli_evaluate, "_own_name", lambda: "a.run")
+    assert evaluated(data, out, "--overwrite", attacks=fgsm) == 0
     assert not (out / "progress").exists()
 
 
@@ -576,7 +581,12 @@ def test_a_run_that_ended_after_its_results_is_completed(finished, data, tmp_pat
     (out / "results.csv").unlink()
     left = out / "progress" / "radius 0.02"
     left.mkdir(parents=True)
-    for path in (left / "pgd-linf.npz", left / ".pgd-linf.npz.0123.partial", out / ".results.csv.0123.partial"):
+    for path in (
+        left / "pgd-linf.npz",
+        left / ".pgd-linf.npz.lock",
+        left / ".pgd-linf.npz.0123.partial",
+        out / ".results.csv.0123.partial",
+    ):
         path.touch()
     assert evaluated(data, out) == 0
     assert folder(out) == folder(finished)

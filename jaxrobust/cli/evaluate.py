@@ -76,7 +76,10 @@ def _run(options: argparse.Namespace, warned: list[str], here: contextlib.ExitSt
         raise ValueError(f"--images needs images of 1, 3 or 4 channels; got {images.shape[-1]}")
     if not options.overwrite and _is_finished(out, config):
         _check_names(options, out)
-        _complete(out, groups, config)
+        # that of one that is to replace these results, alive or interrupted, stays
+        if not (out / PROGRESS / MARK).is_file() and _is_alone(out):
+            _complete(out, groups, config)
+        _write_table(out)
         say(_told(out))
         return
     _note_few_classes(examples)
@@ -237,18 +240,23 @@ def _curves(ladder: Ladder, groups: list[specs.Planned], name: str, count: int) 
 
 def _complete(out: pathlib.Path, groups: list[specs.Planned], config: dict[str, Any]) -> None:
     """What follows the results: the CSV, of what they hold, so that it can be made up for, and the end of progress."""
-    if not (out / TABLE).is_file():
-        write_csv(out / TABLE, _rows(report.load(out).results))
+    _write_table(out)
     _unmark(out, config)
     for file in _saved_by(out, groups):
         # of another run that has begun since
-        with contextlib.suppress(BlockingIOError), _store.locked(file) if file.exists() else contextlib.nullcontext():
-            file.unlink(missing_ok=True)
+        if file.exists():
+            with contextlib.suppress(BlockingIOError), _store.locked(file):
+                file.unlink(missing_ok=True)
     left = _partials(out)
     with contextlib.suppress(BlockingIOError), _alone(out):
         for file in left:
             file.unlink(missing_ok=True)
     _remove_empty(out)
+
+
+def _write_table(out: pathlib.Path) -> None:
+    if not (out / TABLE).is_file():
+        write_csv(out / TABLE, _rows(report.load(out).results))
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -390,6 +398,14 @@ def _alone(out: pathlib.Path) -> Iterator[None]:
                 except BlockingIOError as error:
                     raise BlockingIOError(f"--out: {str(error).replace(str(held), str(out))}") from None
         yield
+
+
+def _is_alone(out: pathlib.Path) -> bool:
+    try:
+        with _alone(out):
+            return True
+    except BlockingIOError:
+        return False
 
 
 def _begin_anew(out: pathlib.Path, config: dict[str, Any]) -> None:
