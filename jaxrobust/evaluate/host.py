@@ -19,8 +19,8 @@ class HostModel:
     """A model given as a function on NumPy arrays, attacked in the lanes; with a pullback by every attack.
 
     `robustness`, `curve`, `autoattack`, `masking`, `transfer`, `run_lanes` and `predict` take it where they take a
-    `Classifier`. The function is called on the clean images, on up to eight of them once more to see that it answers
-    alike (on a single one beside its negative), then on the points that the examples still in search mean to ask, never
+    `Classifier`. The function is called on the clean images, on up to four of them once more beside dim negatives of
+    them, to see that it answers alike, then on the points that the examples still in search mean to ask, never
     on padding, and on the points that are claimed, with a pullback also when these are rounded to 8 bits; so where
     queries cost money, `forwards` says how many were bought but for these few.
     A run that saves asks 16 points more, each time it starts, to see that it is the same model still. The function is
