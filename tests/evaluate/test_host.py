@@ -402,12 +402,20 @@ def test_it_cannot_be_traced():
     [
         (lambda x: np.zeros((len(x), 3)), ValueError, r"function must return scores of shape \(2, 4\).*; got \(2, 3\)"),
         (lambda x: np.zeros((len(x), 4), int), TypeError, "function must return floating scores or integer labels"),
+        (lambda x: [[0.1, 0.2], [0.3]], TypeError, r"function must return one array of scores .*; got list \(.*inhomogen"),
         (lambda x: np.full(len(x), 4), ValueError, r"labels must lie in \[0, 4\), the model's classes"),
     ],
 )
 def test_wrong_answers_are_refused(function, error, says):
     with pytest.raises(error, match=says):
         HostModel(function, 4)(data(2)[0])
+
+
+def test_scores_in_half_precision_are_taken():
+    images, _ = data(2)
+    narrow = HostModel(lambda x: jnp.asarray(network(x), jnp.bfloat16), tiny.CLASSES)(images)
+    assert narrow.dtype == np.float32
+    np.testing.assert_allclose(narrow, network(images), rtol=1e-2)
 
 
 def test_one_class_is_refused():
