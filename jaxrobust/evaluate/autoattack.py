@@ -88,8 +88,8 @@ def autoattack(
 
     Returns:
         The evaluation. Its warnings, each also given as a `RuntimeWarning`: gradients of the DLR loss that are zero or
-        not finite at images that are classified right, and a Square attack that lowers the accuracy by more than 0.2 % after white-box
-        attacks; both are signs of gradients that are masked.
+        not finite at images that are classified right, and a Square attack that lowers the accuracy by more than 0.2 %
+        after white-box attacks; both are signs of gradients that are masked.
 
     Raises:
         TypeError: as `evaluate.robustness`.

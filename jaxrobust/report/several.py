@@ -22,7 +22,8 @@ def render_several(
     """Write one page of several evaluation runs.
 
     Rows are the models of all runs, columns the attacks; those of one name are one column if their settings are the
-    same, and also those of the attacks before whose successes they inherit. Where the examples are the same, pairs of models are compared example by example.
+    same, and so are the attacks before them whose successes they inherit. Where the examples are the same, pairs of
+    models are compared example by example.
 
     Args:
         run_dirs: the run folders, each with its results.json.
@@ -128,11 +129,11 @@ def _columns(runs: Sequence[Run], titles: list[str]) -> tuple[list[dict[str, str
     taken = {name for run in runs for name in run.attacks}
     for run, title in zip(runs, titles, strict=True):
         own: dict[str, str] = {}
-        for name, about in run.attacks.items():
+        in_order = list(run.attacks.items())
+        for place, (name, about) in enumerate(in_order):
             inherits = any(model["attacks"][name].get("inherits") for model in run.models)
             # the accuracy is then that of all so far
-            before = list(itertools.takewhile(lambda each: each[0] != name, run.attacks.items())) if inherits else None
-            told = (name, about, before)
+            told = (name, about, in_order[:place] if inherits else None)
             column = next((column for other, column in known if other == told), None)
             if column is None:
                 column = _free(name, title, taken) if name in attacks else name

@@ -138,7 +138,7 @@ def check_set(
     shapes = tuple(shapes) if isinstance(shapes, Iterable) else (shapes,)
     for shape in shapes:
         if not isinstance(shape, (tuple, list)) or [type(side) for side in shape] != [int] * 3 or min(shape) < 1:
-            raise TypeError(f"shapes must be a collection of image shapes (H, W, C), such as ((6, 5, 3),); got {shapes}")
+            raise TypeError(f"shapes must be a collection of image shapes, such as ((6, 5, 3),); got {shapes}")
     if not shapes:
         raise ValueError("shapes must hold at least one image shape; got none")
     leaves = jax.tree.leaves(set)

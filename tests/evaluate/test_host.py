@@ -303,8 +303,8 @@ def test_a_pipeline_is_attacked_and_confirms_it(pipeline, tmp_path):
     np.testing.assert_allclose(curve[0], (fitted.predict(images.reshape(-1, 64)) == labels).mean())
     np.testing.assert_allclose(curve[-1], outcome.robust.mean())
     assert curve[-1] < curve[0]
-    # started again it goes on from what is saved: only the clean images, four of them beside dim negatives, the probe and
-    # the claims are sent
+    # started again it goes on from what is saved: only the clean images, four of them beside dim negatives, the probe
+    # and the claims are sent
     service.sent.clear()
     again = evaluate.run_lanes(
         square(ball, queries=200),
@@ -402,7 +402,11 @@ def test_it_cannot_be_traced():
     [
         (lambda x: np.zeros((len(x), 3)), ValueError, r"function must return scores of shape \(2, 4\).*; got \(2, 3\)"),
         (lambda x: np.zeros((len(x), 4), int), TypeError, "function must return floating scores or integer labels"),
-        (lambda x: [[0.1, 0.2], [0.3]], TypeError, r"function must return one array of scores .*; got list \(.*inhomogen"),
+        (
+            lambda x: [[0.1, 0.2], [0.3]],
+            TypeError,
+            r"function must return one array of scores .*; got list \(",
+        ),
         (lambda x: np.full(len(x), 4), ValueError, r"labels must lie in \[0, 4\), the model's classes"),
     ],
 )

@@ -81,9 +81,7 @@ def test_names_stay_apart_and_equal_settings_together(tmp_path):
     ]
     contents = [fake.results(models=(name,), attacks=attacks, count=5) for name, attacks in made]
     contents[3]["models"][0]["attacks"]["pgd"]["inherits"] = True
-    both = merged(
-        [report.load(folder(tmp_path / str(i), content, images=False)) for i, content in enumerate(contents)]
-    )
+    both = merged([report.load(folder(tmp_path / str(i), content, images=False)) for i, content in enumerate(contents)])
     assert both.names == ["a (0) 2", "a (1)", "a (0)", "d"]
     assert list(both.attacks) == ["pgd (c)", "pgd", "pgd (1)", "fgsm", "pgd (3)"]
     measured = [[name for name, entry in model["attacks"].items() if entry] for model in both.models]

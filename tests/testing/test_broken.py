@@ -99,7 +99,7 @@ def test_a_set_that_is_no_pytree_is_found():
     class NoPytree(sets.Linf):
         """A class that inherits from a pytree, but is none."""
 
-    with pytest.raises(AssertionError, match="is no pytree; decorate its class with types.pytree"):
+    with pytest.raises(AssertionError, match="is no pytree; decorate its class"):
         testing.check_set(NoPytree(0.1), laws=["samples_differ"])
 
 
