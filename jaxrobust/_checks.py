@@ -20,9 +20,15 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def number(name: str, value: Any, *, low: float = 0.0, high: float = np.inf) -> Any:
-    """A Python or NumPy number made canonical (strongly typed, so that it never retraces); anything else as it is."""
-    if isinstance(value, (bool, np.bool_, str, complex)):
+    """A Python or NumPy number, or a list of them, made canonical (strongly typed, so that it never retraces); anything
+    else as it is.
+    """
+    listed = value if type(value) in (list, tuple) else [value]
+    if any(_is_unreal(one) for one in listed):
         raise TypeError(f"{name} must be a real number; got {value!r}")
+    # of a list that holds placeholders nothing is known
+    if listed is value and value and all(isinstance(one, (int, float, np.number)) for one in value):
+        value = np.array(value, np.float64)
     if isinstance(value, jax.Array) and jax.typeof(value).weak_type:
         return jnp.asarray(value, value.dtype)
     if not isinstance(value, (int, float, np.ndarray, np.number)):
@@ -32,6 +38,13 @@ def number(name: str, value: Any, *, low: float = 0.0, high: float = np.inf) -> 
         bounds = f" and in [{low:g}, {high:g}]" if high < np.inf else f" and >= {low:g}" if low > -np.inf else ""
         raise ValueError(f"{name} must be finite{bounds}; got {value!r}")
     return array[()]
+
+
+def _is_unreal(value: Any) -> bool:
+    """Whether it is certainly no real number, nor an array of them."""
+    if isinstance(value, (np.ndarray, np.generic)) or (isinstance(value, jax.Array) and not is_traced(value)):
+        return value.dtype.kind in "bcSU"
+    return isinstance(value, (bool, str, complex))
 
 
 def one_radius(perturbation_set: Any) -> None:

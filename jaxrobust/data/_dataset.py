@@ -19,6 +19,7 @@ from jaxrobust.data._images import decode, to_float
 __all__ = ["Dataset", "LazyDataset", "split_range"]
 
 _CHUNK = 512
+_MOST_CLASSES = 1_000_000  # each has a name in memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -75,6 +76,8 @@ class Dataset:
         classes = int(labels.max()) + 1 if classes is None else classes
         if labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"labels must lie in 0..{classes - 1}; got {labels.min()}..{labels.max()}")
+        if classes > _MOST_CLASSES:
+            raise ValueError(f"classes must be at most {_MOST_CLASSES}; got {classes}, and labels up to {labels.max()}")
         raw = images.astype(np.float32, copy=False) if floating else images
         return Dataset(raw, labels.astype(np.int32), tuple(map(str, range(classes))), name)
 

@@ -22,7 +22,7 @@ from jaxrobust.types import Classifier, Criterion, Key, Misclassified
 
 # of all that is computed, over what is asked for: how much of it may be padding
 PADDING = 1.25
-ASKED_AGAIN = 8  # images that a host model is asked about twice
+ASKED_AGAIN = 4  # images that a host model is asked about twice, then beside dim negatives
 # the fields of `Best`, each with one entry an example; of its parameters whether they are `inside` the set
 Books = dict[str, Any]
 
@@ -227,7 +227,7 @@ def forward(model: Classifier | HostModel, images: Any, rows: np.ndarray, size: 
 
 
 def clean_logits(model: Classifier | HostModel, images: Any, *, batch_size: int) -> np.ndarray:
-    """`predict`; a host model is asked about a few images once more, beside others, or one beside its negative.
+    """`predict`; a host model is asked about up to four images once more, beside dim negatives of them.
 
     Raises:
         ValueError: it then answers otherwise.
@@ -235,9 +235,9 @@ def clean_logits(model: Classifier | HostModel, images: Any, *, batch_size: int)
     logits = predict(model, images, batch_size=batch_size)
     if isinstance(model, HostModel):
         images = np.asarray(images[::2][:ASKED_AGAIN])
-        # in other company than the first time
-        batch = images if len(logits) > 1 else np.concatenate([1 - images, images])
-        _inputs.same_logits(logits[::2][:ASKED_AGAIN], model(batch)[-len(images) :])
+        # of no data have these both the mean and the spread
+        again = model(np.concatenate([(1 - images) / 2, images]))[-len(images) :]
+        _inputs.same_logits(logits[::2][:ASKED_AGAIN], again)
     return logits
 
 

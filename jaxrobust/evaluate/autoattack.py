@@ -87,9 +87,9 @@ def autoattack(
         **options: of `evaluate.robustness`, such as `lanes`, `save_dir` (a killed run goes on), `run_id`, `progress`.
 
     Returns:
-        The evaluation. Its warnings, each also given as a `RuntimeWarning`: zero gradients of the DLR loss at images
-        that are classified right, and a Square attack that lowers the accuracy by more than 0.2 % after white-box
-        attacks; both are signs of gradients that are masked.
+        The evaluation. Its warnings, each also given as a `RuntimeWarning`: gradients of the DLR loss that are zero or
+        not finite at images that are classified right, and a Square attack that lowers the accuracy by more than 0.2 %
+        after white-box attacks; both are signs of gradients that are masked.
 
     Raises:
         TypeError: as `evaluate.robustness`.
@@ -112,20 +112,22 @@ def autoattack(
         raise ValueError(f"steps and queries must be None beside attacks, which have their own; got {steps}, {queries}")
     evaluation = robustness(model, data, attacks, key=key, only_survivors=True, **options)
     white_box = any(attack.gradients for attack in attacks.values())
-    found = tuple((_zero_gradients(model, evaluation) if white_box else []) + _square_gains(evaluation))
+    found = tuple((_dead_gradients(model, evaluation) if white_box else []) + _square_gains(evaluation))
     for warning in found:
         warnings.warn(warning, RuntimeWarning, stacklevel=2)
     parts = {field.name: getattr(evaluation, field.name) for field in dataclasses.fields(evaluation)}
     return AutoAttack(**parts, warnings=found)
 
 
-def _zero_gradients(model: Classifier | HostModel, evaluation: Evaluation) -> list[str]:
+def _dead_gradients(model: Classifier | HostModel, evaluation: Evaluation) -> list[str]:
     images, labels = evaluation.images[:LOOKED_AT], evaluation.labels[:LOOKED_AT].astype(np.int32)
     # of an error whose label comes third, the ratio is 1 whatever the logits
     right = evaluation.prediction[:LOOKED_AT] == labels
-    zero = int(((_hosts.gradients(dlr, model, images, labels) == 0).all((1, 2, 3)) & right).sum())
-    found = f"the gradient of the DLR loss is zero at {zero} of {right.sum()} clean images that are classified right"
-    return [found] if zero else []
+    gradients = _hosts.gradients(dlr, model, images, labels)
+    kinds = {"zero": (gradients == 0).all((1, 2, 3)), "NaN or infinite": ~np.isfinite(gradients).all((1, 2, 3))}
+    where = f"of {right.sum()} clean images that are classified right"
+    counts = {kind: int((dead & right).sum()) for kind, dead in kinds.items()}
+    return [f"the gradient of the DLR loss is {kind} at {n} {where}" for kind, n in counts.items() if n]
 
 
 def _square_gains(evaluation: Evaluation) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import _checks
@@ -19,8 +20,8 @@ class HostModel:
     """A model given as a function on NumPy arrays, attacked in the lanes; with a pullback by every attack.
 
     `robustness`, `curve`, `autoattack`, `masking`, `transfer`, `run_lanes` and `predict` take it where they take a
-    `Classifier`. The function is called on the clean images, on up to eight of them once more to see that it answers
-    alike (on a single one beside its negative), then on the points that the examples still in search mean to ask, never
+    `Classifier`. The function is called on the clean images, on up to four of them once more beside dim negatives of
+    them, to see that it answers alike, then on the points that the examples still in search mean to ask, never
     on padding, and on the points that are claimed, with a pullback also when these are rounded to 8 bits; so where
     queries cost money, `forwards` says how many were bought but for these few.
     A run that saves asks 16 points more, each time it starts, to see that it is the same model still. The function is
@@ -127,7 +128,7 @@ class HostModel:
         return self._scores(images.copy()), lambda rows, cotangents: pullback(images[rows], cotangents)
 
     def _checked(self, scores: Any, images: np.ndarray) -> np.ndarray:
-        scores = np.asarray(scores)
+        scores = _array("function", "scores (n, K) or labels (n,)", scores)
         classes = scores.shape[-1] if self.classes is None else self.classes
         if scores.ndim == 1 and np.issubdtype(scores.dtype, np.integer):
             if scores.min() < 0 or scores.max() >= classes:
@@ -136,7 +137,7 @@ class HostModel:
                     f"[{scores.min()}, {scores.max()}]"
                 )
             scores = np.eye(classes)[scores]
-        if not np.issubdtype(scores.dtype, np.floating):
+        if not jnp.issubdtype(scores.dtype, jnp.floating):  # which knows bfloat16
             raise TypeError(f"function must return floating scores or integer labels; got dtype {scores.dtype}")
         if scores.shape != (len(images), classes):
             raise ValueError(
@@ -153,10 +154,18 @@ def _concrete(images: Any) -> np.ndarray:
     return np.array(images)
 
 
+def _array(name: str, kind: str, found: Any) -> np.ndarray:
+    """What a function of the user's gave, if it is one array."""
+    try:
+        return np.asarray(found)
+    except Exception as error:
+        raise TypeError(f"{name} must return one array of {kind}; got {_checks.told(found)} ({error})") from error
+
+
 def _gradients(found: Any, count: int, images: np.ndarray) -> np.ndarray:
     """What a pullback gave, if it can be gradients of so many images."""
-    found, wanted = np.asarray(found), (count, *images.shape[1:])
-    if not np.issubdtype(found.dtype, np.floating):
+    found, wanted = _array("pullback", "gradients (n, H, W, C)", found), (count, *images.shape[1:])
+    if not jnp.issubdtype(found.dtype, jnp.floating):
         raise TypeError(f"pullback must return floating gradients; got dtype {found.dtype}")
     if found.shape != wanted:
         raise ValueError(f"pullback must return gradients of the images' shape, {wanted}; got {found.shape}")

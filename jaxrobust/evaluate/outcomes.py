@@ -16,6 +16,7 @@ from jaxrobust.report.format import CLEAN_ERROR, FOOLED, NON_FINITE, OUTCOMES, R
 from jaxrobust.types import Code, Confident, Criterion, Misclassified
 
 __all__ = [
+    "BLIND",
     "AttackOutcome",
     "Outcomes",
     "Proportion",
@@ -23,6 +24,8 @@ __all__ = [
     "fate_after",
     "unseen_mean",
 ]
+
+BLIND = "gradients_not_finite"  # the note that they are
 
 
 def clean_fate(logits: np.ndarray, goal: Criterion) -> np.ndarray:
@@ -225,14 +228,16 @@ class Outcomes:
 
     @property
     def _small_print(self) -> list[str]:
-        """What must be said wherever the accuracies are: that a suite was cheapened."""
-        return [f"cheapened: {self.notes['cheapened']}"] if "cheapened" in self.notes else []
+        """What must be said wherever the accuracies are: that a suite was cheapened, that gradients are not finite."""
+        said = {"cheapened": "cheapened", BLIND: "warning: gradients"}
+        return [f"{text}: {self.notes[name]}" for name, text in said.items() if name in self.notes]
 
     def __repr__(self) -> str:
         found = {"clean": self.clean, **{name: self.accuracy(name) for name in self.outcomes}}
         found |= {"worst case": self.union} if len(self.outcomes) > 1 else {}
         accuracies = ", ".join(f"{name} {100 * each.accuracy:.1f}" for name, each in found.items())
-        less = "; cheapened" if self._small_print else ""
+        less = "; cheapened" if "cheapened" in self.notes else ""
+        less += "; gradients not finite" if BLIND in self.notes else ""
         return f"{type(self).__name__}({self.name!r}, {len(self.labels)} examples; accuracy in %: {accuracies}{less})"
 
     def __getitem__(self, attack: str) -> AttackOutcome:

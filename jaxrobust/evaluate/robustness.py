@@ -15,20 +15,22 @@ from jaxrobust import _checks
 from jaxrobust.attacks import Attack
 from jaxrobust.attacks.core.engine import of_examples
 from jaxrobust.attacks.suites import Suite
-from jaxrobust.evaluate import _saved
-from jaxrobust.evaluate._programs import clean_logits, fitting, replicated, rows_of
+from jaxrobust.evaluate import _hosts, _saved
+from jaxrobust.evaluate._programs import clean_logits, fitting, pad, replicated, rows_of
 from jaxrobust.evaluate.door import enter, labelled
 from jaxrobust.evaluate.evaluation import Evaluation
 from jaxrobust.evaluate.export import still_fooled
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.lanes import LaneCounts, LaneResult, drive, unwatched
-from jaxrobust.evaluate.outcomes import AttackOutcome, clean_fate, fate_after
+from jaxrobust.evaluate.outcomes import BLIND, AttackOutcome, clean_fate, fate_after
+from jaxrobust.losses import cross_entropy
 from jaxrobust.report.format import FOOLED, LISTED, ROBUST
 from jaxrobust.types import Classifier, Code, Key
 
 __all__ = ["check_name", "robustness"]
 
 LONGEST_NAME = 200  # bytes of an attack's name, of the 255 that a file's may have
+LOOKED_AT = 8  # images whose gradients are looked at
 RESERVED_NAMES = (".", "..", "pictures", LISTED, "clean", "union")
 
 
@@ -84,7 +86,8 @@ def robustness(
         progress: whether to show a progress bar for each attack.
 
     Returns:
-        The evaluation; print it, or `save` it as a page.
+        The evaluation; print it, or `save` it as a page. It notes, and its text says, where gradients are NaN or
+        infinite at images that withstood an attack by gradients; up to eight are looked at, of a `HostModel` none.
 
     Raises:
         TypeError: images, labels or key of the wrong dtype, or not attacks.
@@ -149,6 +152,8 @@ def robustness(
             if only_survivors:
                 fate, points, prediction = outcome.outcome, outcome.images, outcome.prediction
                 rounded = outcome.fooled_8bit if outcome.fooled_8bit is not None else rounded
+        # the pullback of a model on the host may cost money
+        blind = "" if isinstance(model, HostModel) else _non_finite(model, checked.images, goal.label, outcomes)
     return Evaluation(
         name=name,
         labels=goal.label,
@@ -157,9 +162,22 @@ def robustness(
         images=images,
         key=np.asarray(jax.random.key_data(key)).tolist(),
         trained_on=tuple(trained_on),
-        notes=dict(notes or {}) | ({"cheapened": cheapened} if cheapened else {}),
+        notes=dict(notes or {}) | ({"cheapened": cheapened} if cheapened else {}) | ({BLIND: blind} if blind else {}),
         goal=goal,
     )
+
+
+def _non_finite(model: Classifier, images: np.ndarray, labels: Any, outcomes: Mapping[str, AttackOutcome]) -> str:
+    """At how many of a few images that withstood an attack by gradients these are NaN or infinite; nothing if none."""
+    withstood = [outcome.robust for outcome in outcomes.values() if outcome.attack.gradients]
+    rows = np.flatnonzero(np.any(withstood, 0))[:LOOKED_AT] if withstood else np.array([], int)
+    if not len(rows):
+        return ""
+    some = pad(rows, min(LOOKED_AT, len(images)))  # of one shape, a program
+    gradients = _hosts.gradients(cross_entropy, model, images[some], np.asarray(labels)[some].astype(np.int32))
+    dead = int((~np.isfinite(gradients[: len(rows)])).any((1, 2, 3)).sum())
+    where = f"{dead} of {len(rows)} images that were looked at"
+    return f"NaN or infinite at {where}; attacks that follow them may have found nothing" if dead else ""
 
 
 def _outcome(

@@ -205,6 +205,8 @@ def _model_problems(model: Any, attacks: Mapping[str, Any], where: str) -> Itera
         for index, check in enumerate(found["checks"]):
             yield from _misfits(check, _CHECK_FIELDS, f"{where}.notes.masking.checks[{index}].")
     for name, codes in model["examples"].get("outcome", {}).items():
+        if name not in attacks:
+            yield f"{where}.examples.outcome", f"must be of attacks that the run has, {list(attacks)}, got {name!r}"
         strange = set(codes) - set(range(len(OUTCOMES)))
         if strange:
             yield f"{where}.examples.outcome[{name!r}]", f"must hold 0 to {len(OUTCOMES) - 1}, got {sorted(strange)}"

@@ -53,7 +53,9 @@ def summary(run: Run) -> dict[str, Any]:
     }
     doubtful = [model["name"] for model in run.models if (diagnostics(model) or {}).get("flags")]
     cheapened = {model["name"]: model["notes"]["cheapened"] for model in run.models if "cheapened" in model["notes"]}
-    return {"facts": facts, "statement": _statement(run), "doubtful": doubtful, "cheapened": cheapened}
+    blind = [model["name"] for model in run.models if "gradients_not_finite" in model["notes"]]
+    warned = {"doubtful": doubtful, "blind": blind, "cheapened": cheapened}
+    return {"facts": facts, "statement": _statement(run), **warned}
 
 
 def _statement(run: Run) -> str:

@@ -22,7 +22,8 @@ def render_several(
     """Write one page of several evaluation runs.
 
     Rows are the models of all runs, columns the attacks; those of one name are one column if their settings are the
-    same. Where the examples are the same, pairs of models are compared example by example.
+    same, and so are the attacks before them whose successes they inherit. Where the examples are the same, pairs of
+    models are compared example by example.
 
     Args:
         run_dirs: the run folders, each with its results.json.
@@ -104,21 +105,41 @@ def _titles(folders: list[pathlib.Path]) -> list[str]:
 def _apart(names: list[list[str]], titles: list[str]) -> list[list[str]]:
     """Names, of those that occur in several runs with their run's."""
     flat = [name for own in names for name in own]
+    taken = set(flat)
     return [
-        [name if flat.count(name) == 1 else f"{name} ({title})" for name in own]
+        [name if flat.count(name) == 1 else _free(name, title, taken) for name in own]
         for own, title in zip(names, titles, strict=True)
     ]
+
+
+def _free(name: str, title: str, taken: set[str]) -> str:
+    """A name with its run's, and a number if that one is taken; it then is."""
+    named = f"{name} ({title})"
+    numbered = (f"{named} {number}" for number in itertools.count(2))
+    found = next(one for one in itertools.chain([named], numbered) if one not in taken)
+    taken.add(found)
+    return found
 
 
 def _columns(runs: Sequence[Run], titles: list[str]) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """Of each run its attacks' names -> the columns' names; and the columns."""
     columns: list[dict[str, str]] = []
     attacks: dict[str, Any] = {}
+    known: list[tuple[Any, str]] = []  # what tells attacks apart, and their columns
+    taken = {name for run in runs for name in run.attacks}
     for run, title in zip(runs, titles, strict=True):
-        own = {}
-        for name, about in run.attacks.items():
-            own[name] = name if attacks.get(name, about) == about else f"{name} ({title})"
-            attacks[own[name]] = about
+        own: dict[str, str] = {}
+        in_order = list(run.attacks.items())
+        for place, (name, about) in enumerate(in_order):
+            inherits = any(model["attacks"][name].get("inherits") for model in run.models)
+            # the accuracy is then that of all so far
+            told = (name, about, in_order[:place] if inherits else None)
+            column = next((column for other, column in known if other == told), None)
+            if column is None:
+                column = _free(name, title, taken) if name in attacks else name
+                known.append((told, column))
+            own[name] = column
+            attacks[column] = about
         columns.append(own)
     return columns, attacks
 

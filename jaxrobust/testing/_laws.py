@@ -50,11 +50,14 @@ def chosen(table: Mapping[str, Law], names: Iterable[str] | None) -> list[Law]:
     """The laws of these names, all of a table by default.
 
     Raises:
-        ValueError: there is no such law.
+        ValueError: there is no such law, or none is named.
     """
     if isinstance(names, str):
         raise TypeError(f"laws must be a collection of names; got the string {names!r}")
-    return [table[_checks.choice("laws", name, tuple(table))] for name in (table if names is None else names)]
+    found = [table[_checks.choice("laws", name, tuple(table))] for name in (table if names is None else names)]
+    if not found:
+        raise ValueError("laws must name at least one law; got none")
+    return found
 
 
 def hold(condition: Any, said: str) -> None:

@@ -112,7 +112,7 @@ def _members(perturbation_set: Any, image: Any) -> Any:
 def check_set(
     set: Any,
     *,
-    shapes: tuple[tuple[int, int, int], ...] = ((6, 5, 3), (4, 7, 1)),
+    shapes: Any = ((6, 5, 3), (4, 7, 1)),
     laws: Iterable[str] | None = None,
 ) -> None:
     """Run the laws of perturbation sets on one: projections are members, sizes and membership agree, nothing retraces.
@@ -125,9 +125,9 @@ def check_set(
         laws: names of `SET_LAWS`; by default all.
 
     Raises:
-        AssertionError: a law does not hold; says which, of what class, and the numbers.
-        TypeError: `set` is no perturbation set.
-        ValueError: its radius is 0 or one an image, or there is no such law.
+        AssertionError: a law does not hold; says which, of what class, and the numbers. Or the set is no pytree.
+        TypeError: `set` is no perturbation set, or shapes are no collection of triples.
+        ValueError: its radius is 0 or one an image, or there is no such law, or no law or shape at all.
 
     Example:
         >>> check_set(jr.sets.Linf(0.1))
@@ -135,6 +135,14 @@ def check_set(
     """
     if not isinstance(set, PerturbationSet):
         raise TypeError(f"set must be a PerturbationSet; got {set!r}")
+    shapes = tuple(shapes) if isinstance(shapes, Iterable) else (shapes,)
+    for shape in shapes:
+        if not isinstance(shape, (tuple, list)) or [type(side) for side in shape] != [int] * 3 or min(shape) < 1:
+            raise TypeError(f"shapes must be a collection of image shapes, such as ((6, 5, 3),); got {shapes}")
+    if not shapes:
+        raise ValueError("shapes must hold at least one image shape; got none")
+    leaves = jax.tree.leaves(set)
+    hold(not any(leaf is set for leaf in leaves), f"{set} is no pytree; decorate its class with types.pytree")
     one_radius(set)
     if not float(set.radius) > 0:
         raise ValueError(f"set must have a typical radius > 0, to be tried on; got {set}")
@@ -155,6 +163,14 @@ def identity_changes_nothing(case: SetCase) -> None:
         near(case.call("apply", theta), case.image, "the image of init", atol=1e-6)
         near(case.call("size", theta), 0.0, "the size of init")
     hold(case.call("contains", theta), "init is no member")
+
+
+@law(SET_LAWS, ONE_IMAGE)
+def same_parameters_give_the_same(case: SetCase) -> None:
+    """Parameters make one image, also when they are traced anew: what is random comes from the key of `sample`."""
+    theta = case.call("sample", jax.random.key(5))
+    again = jax.jit(lambda perturbation_set, image, theta: perturbation_set.apply(image, theta))
+    near(again(case.set, case.image, theta), case.call("apply", theta), "the image of a sample, applied again,")
 
 
 @law(SET_LAWS)

@@ -75,7 +75,7 @@ def test_restarts_of_runs_that_differ_come_one_round_after_another(problem):
     goal, keys = Misclassified(jnp.asarray(labels)), attacks.example_keys(KEY, np.arange(12))
     begin = jax.jit(engine.begin)
     states = [begin(twice, jnp.asarray(images), goal, keys, network(images), run) for run in range(6)]
-    targets = np.stack([state.inner.aim.target for state in states])
+    targets = np.stack([state.inner.inner.aim.target for state in states])
     np.testing.assert_array_equal(targets[:3], targets[3:])
     assert not (targets[0] == targets[1]).any()
 

@@ -115,6 +115,12 @@ def test_indexing(rng):
         (np.zeros((2, 2, 2, 1), np.uint8), [0.0, 1.0], TypeError, "labels must be an array of integers"),
         (np.zeros((2, 2, 2, 1), np.uint8), [0, 1, 2], ValueError, "labels must have shape"),
         (np.zeros((2, 2, 2, 1), np.uint8), [0, -1], ValueError, r"labels must lie in 0\.\.0; got -1\.\.0"),
+        (
+            np.zeros((2, 2, 2, 1), np.uint8),
+            [0, 2**31 - 1],
+            ValueError,
+            "classes must be at most 1000000; got 21474",
+        ),
     ],
 )
 def test_bad_arrays(images, labels, kind, message):

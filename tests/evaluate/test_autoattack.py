@@ -86,6 +86,20 @@ def test_masked_gradients_are_said():
     assert found.accuracy("pgd").accuracy == 14 / 16
 
 
+def test_gradients_that_are_nan_are_said():
+    """Finite logits, and nothing for an attack to follow."""
+    base = tiny.dense_classifier()
+    rooted = Classifier.from_function(lambda x: base(x) + jnp.sqrt(jnp.sum(x - x, (1, 2, 3)))[:, None])
+    images, labels = tiny.images_and_labels(base, 8)
+    options = {"attacks": {"fgsm": attacks.fgsm(BALL)}, "devices": ONE_DEVICE, "progress": False}
+    with pytest.warns(RuntimeWarning, match="of the DLR loss is NaN or infinite at 7 of 7 clean images"):
+        found = evaluate.autoattack(rooted, (images, labels), key=KEY, **options)
+    assert "\nwarning: gradients: NaN or infinite at 7 of 7 images" in str(found)
+    sound = evaluate.robustness(base, (images, labels), **options, key=KEY)
+    assert not sound.robust().all()
+    assert not sound.notes
+
+
 def test_an_error_whose_label_comes_third_is_no_sign_of_masked_gradients(recwarn):
     """Its ratio is constant in any model."""
     model = tiny.dense_classifier()

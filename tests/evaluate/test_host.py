@@ -240,8 +240,8 @@ def test_only_points_that_are_meant_are_sent():
     attack = nes(sets.Linf(0.1), steps=2, samples=4, chunk=3)
     service = Service(network)
     found = evaluate.run_lanes(attack, HostModel(service, tiny.CLASSES), images, labels, key=KEY, lanes=4).result
-    # and half of the clean images once more
-    assert sum(service.sent) == len(images) + 4 + (found.forwards - 1).sum() + found.success.sum()
+    # and half of the clean images once more, beside their dim negatives
+    assert sum(service.sent) == len(images) + 8 + (found.forwards - 1).sum() + found.success.sum()
     assert min(service.sent) > 0
 
 
@@ -257,7 +257,7 @@ def test_labels_alone_will_do():
         assert (found.size <= 5).all()
 
 
-def test_a_single_image_is_asked_once_more_beside_its_negative():
+def test_a_single_image_is_asked_once_more_beside_its_dim_negative():
     images, labels = data(1)
     service = Service(network)
     attack = square(sets.Linf(1e-6), queries=3)
@@ -303,8 +303,8 @@ def test_a_pipeline_is_attacked_and_confirms_it(pipeline, tmp_path):
     np.testing.assert_allclose(curve[0], (fitted.predict(images.reshape(-1, 64)) == labels).mean())
     np.testing.assert_allclose(curve[-1], outcome.robust.mean())
     assert curve[-1] < curve[0]
-    # started again it goes on from what is saved: only the clean images, eight of them twice, the probe and the claims
-    # are sent
+    # started again it goes on from what is saved: only the clean images, four of them beside dim negatives, the probe
+    # and the claims are sent
     service.sent.clear()
     again = evaluate.run_lanes(
         square(ball, queries=200),
@@ -334,6 +334,15 @@ def test_a_pipeline_is_attacked_and_confirms_it(pipeline, tmp_path):
     assert sum(service.sent) == len(images) + 8 + POINTS + again.success.sum() < sent
 
 
+@pytest.mark.parametrize("lanes", [20, 64])
+def test_a_function_that_normalises_by_the_batch_is_refused_at_any_number_of_lanes(lanes):
+    """Though the batches are large and alike."""
+    images, labels = data(64)
+    mixing = HostModel(lambda x: network((x - x.mean()) / x.std()), tiny.CLASSES)
+    with pytest.raises(ValueError, match="the model must treat every image alone; got other logits"):
+        evaluate.run_lanes(square(sets.Linf(0.1), queries=5), mixing, images, labels, key=KEY, lanes=lanes)
+
+
 def test_curves_count_queries_until_success():
     success, forwards = np.array([True, True, True, False, True]), np.array([1, 2, 11, 26, 26], np.int32)
     zeros, images = np.zeros(5, np.float32), np.zeros((5, 2, 2, 1), np.float32)
@@ -356,13 +365,13 @@ def test_a_function_that_changes_as_it_is_used_wants_a_run_id_before_queries_are
 
     with pytest.raises(ValueError, match=r'another model function after the clean pass.*pass run_id="..."'):
         run()
-    assert sum(service.sent) == len(images) + len(images[::2])
+    assert sum(service.sent) == len(images) + 2 * len(images[::2])
     first = run(run_id="mine")
     bought = sum(service.sent)
     assert run(run_id="mine").union == first.union
     # of the attack, only the probe and the claims once more
     claims = int((~first.outcomes["square-linf"].robust).sum())
-    assert sum(service.sent) - bought == len(images) + len(images[::2]) + POINTS + claims
+    assert sum(service.sent) - bought == len(images) + 2 * len(images[::2]) + POINTS + claims
 
 
 def test_run_lanes_too_refuses_to_save_a_function_that_changes_before_queries_are_bought(tmp_path):
@@ -370,7 +379,7 @@ def test_run_lanes_too_refuses_to_save_a_function_that_changes_before_queries_ar
     attack, model = square(sets.Linf(0.05), queries=10), HostModel(service, tiny.CLASSES)
     with pytest.raises(ValueError, match=r'another model function after the clean pass.*pass run_id="..."'):
         evaluate.run_lanes(attack, model, images, labels, key=KEY, devices=ONE_DEVICE, save=tmp_path / "a.npz")
-    assert sum(service.sent) == len(images) + len(images[::2])
+    assert sum(service.sent) == len(images) + 2 * len(images[::2])
     assert not list(tmp_path.iterdir())
 
 
@@ -393,12 +402,24 @@ def test_it_cannot_be_traced():
     [
         (lambda x: np.zeros((len(x), 3)), ValueError, r"function must return scores of shape \(2, 4\).*; got \(2, 3\)"),
         (lambda x: np.zeros((len(x), 4), int), TypeError, "function must return floating scores or integer labels"),
+        (
+            lambda x: [[0.1, 0.2], [0.3]],
+            TypeError,
+            r"function must return one array of scores .*; got list \(",
+        ),
         (lambda x: np.full(len(x), 4), ValueError, r"labels must lie in \[0, 4\), the model's classes"),
     ],
 )
 def test_wrong_answers_are_refused(function, error, says):
     with pytest.raises(error, match=says):
         HostModel(function, 4)(data(2)[0])
+
+
+def test_scores_in_half_precision_are_taken():
+    images, _ = data(2)
+    narrow = HostModel(lambda x: jnp.asarray(network(x), jnp.bfloat16), tiny.CLASSES)(images)
+    assert narrow.dtype == np.float32
+    np.testing.assert_allclose(narrow, network(images), rtol=1e-2)
 
 
 def test_one_class_is_refused():

@@ -54,6 +54,17 @@ def misshape(folder):
     np.savez(folder / "pictures.npz", **arrays)
 
 
+def extra_outcome(folder):
+    content = json.loads((folder / "results.json").read_text())
+    content["models"][1]["examples"]["outcome"]["square"] = [0] * 40
+    rewrite(folder, models=content["models"])
+
+
+def test_versions_may_be_missing(folder):
+    rewrite(folder, versions={})
+    assert "Written by jaxrobust from" in report.render(folder).read_text()
+
+
 def long_outcome(folder):
     content = json.loads((folder / "results.json").read_text())
     content["models"][1]["examples"]["outcome"]["pgd-l2"].append(0)
@@ -98,6 +109,7 @@ BROKEN = {
     "no attack": (lambda f: without(f, "models", 2, "attacks", "pgd-l2"), ValueError, "'pgd-l2' has none"),
     "attack": (lambda f: rewrite(f, attacks={"a": 1}), ValueError, "attacks['a'] must be an object, got 1"),
     "lengths": (long_outcome, ValueError, "got lengths [40, 41]"),
+    "other attack": (extra_outcome, ValueError, "'pgd-l1'], got 'square'"),
     "codes": (strange_outcome, ValueError, "must hold 0 to 3, got [7]"),
     "curve": (lambda f: rewrite(f, curves=[SHORT_CURVE]), ValueError, "1 values, got 0"),
     "trajectory": (lambda f: rewrite(f, trajectories=[5]), ValueError, "trajectories[0] must be an object, got 5"),

@@ -72,6 +72,22 @@ def test_runs_of_other_attacks_and_data(alike, tmp_path):
     assert "examples" not in page.text
 
 
+def test_names_stay_apart_and_equal_settings_together(tmp_path):
+    made = [
+        ("a", {"pgd (c)": ("Linf", 0.3), "pgd": ("Linf", 0.1)}),
+        ("a", {"pgd": ("Linf", 0.2)}),
+        ("a (0)", {"pgd": ("Linf", 0.2)}),
+        ("d", {"fgsm": ("Linf", 0.1), "pgd": ("Linf", 0.1)}),
+    ]
+    contents = [fake.results(models=(name,), attacks=attacks, count=5) for name, attacks in made]
+    contents[3]["models"][0]["attacks"]["pgd"]["inherits"] = True
+    both = merged([report.load(folder(tmp_path / str(i), content, images=False)) for i, content in enumerate(contents)])
+    assert both.names == ["a (0) 2", "a (1)", "a (0)", "d"]
+    assert list(both.attacks) == ["pgd (c)", "pgd", "pgd (1)", "fgsm", "pgd (3)"]
+    measured = [[name for name, entry in model["attacks"].items() if entry] for model in both.models]
+    assert measured == [["pgd (c)", "pgd"], ["pgd (1)"], ["pgd (1)"], ["fgsm", "pgd (3)"]]
+
+
 def test_images_of_one_name_may_differ(tmp_path):
     """As those of a corrupted copy do."""
     runs = []

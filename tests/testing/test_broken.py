@@ -43,6 +43,7 @@ def frozen(self, radius):
 
 SETS = {
     "identity_changes_nothing": ball(init=plus(0.01, "init")),
+    "same_parameters_give_the_same": ball(apply=lambda self, x, theta: x + theta - 1e-3 * next(counter)),
     "samples_are_members": ball(sample=plus(0.2, "sample")),
     "samples_differ": ball(sample=lambda self, key, x: jnp.zeros_like(x)),
     "projection_is_a_member_and_idempotent": ball(project=lambda self, x, theta: theta),
@@ -92,6 +93,14 @@ def test_a_radius_that_is_not_traced_is_found():
     jax.tree_util.register_static(Static)
     with pytest.raises(AssertionError, match="radius_is_traced_and_maps: 5 traces of five radii"):
         testing.check_set(Static(0.1), shapes=((4, 5, 1),), laws=["radius_is_traced_and_maps"])
+
+
+def test_a_set_that_is_no_pytree_is_found():
+    class NoPytree(sets.Linf):
+        """A class that inherits from a pytree, but is none."""
+
+    with pytest.raises(AssertionError, match="is no pytree; decorate its class"):
+        testing.check_set(NoPytree(0.1), laws=["samples_differ"])
 
 
 def test_what_a_method_raises_says_when():
@@ -219,6 +228,9 @@ def test_an_objective_that_is_no_pytree_is_found():
         ),
         (lambda: testing.check_attack(attacks.pgd), TypeError, "attack must be an Attack"),
         (lambda: testing.check_objective(0.1), TypeError, "objective must be callable"),
+        (lambda: testing.check_set(sets.Linf(0.1), shapes=()), ValueError, "shapes must hold at least one"),
+        (lambda: testing.check_set(sets.Linf(0.1), shapes=(6, 5, 3)), TypeError, "shapes must be a collection of im"),
+        (lambda: testing.check_set(sets.Linf(0.1), laws=[]), ValueError, "laws must name at least one law; got none"),
         (lambda: testing.check_set(sets.Linf(0.1), laws=["sample"]), ValueError, "laws must be one of"),
         (lambda: testing.check_set(sets.Linf(0.1), laws="sample"), TypeError, "laws must be a collection of names"),
     ],
