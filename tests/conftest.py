@@ -50,8 +50,8 @@ def pytest_runtest_setup(item):
     """
     if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
         many = item.path.parent.name in ("sets", "attacks") or item.path.name == "test_criteria.py"
-        small = many and "realdata" not in item.keywords
-        jax.config.update("jax_disable_most_optimizations", small or "slow" not in item.keywords)
+        slow, realdata = (item.get_closest_marker(name) is not None for name in ("slow", "realdata"))
+        jax.config.update("jax_disable_most_optimizations", not slow or (many and not realdata))
 
 
 def pytest_runtest_logfinish():
