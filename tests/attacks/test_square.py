@@ -138,7 +138,7 @@ def test_windows_reach_every_pixel():
 def test_it_fools_a_linear_model_within_its_budget(rng, name):
     model = tiny.linear_classifier(rng, classes=3)
     images, labels = tiny.images_and_labels(model, 8)
-    attack = square(BALLS[name].with_radius(100.0 if name == "l1" else 10.0), queries=100)
+    attack = square(BALLS[name].with_radius({"linf": 1.0, "l2": 10.0, "l1": 100.0}[name]), queries=100)
     stopped = attacks.run(attack, model, images, labels, key=KEY, early_stop=True)
     assert stopped.success.all()
     assert (np.asarray(stopped.forwards) <= 101).all()
