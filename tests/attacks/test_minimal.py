@@ -95,5 +95,6 @@ def test_only_points_that_are_meant_are_sent():
     made = minimal(attacks.worst_of_k(sets.Linf(0.5), samples=5, chunk=3), steps=3)
     found = run_lanes(made, HostModel(service, classes=2), IMAGES, LABELS, key=KEY, early_stop=False)
     attacked = found.result.forwards[:3]  # the last image is misclassified already
-    clean, confirmed = len(IMAGES), int(found.result.success.sum())
-    assert sent == clean + (attacked - 1).sum() + confirmed
+    # two of the images are asked again, each beside a companion, see `HostModel`
+    clean, again, confirmed = len(IMAGES), 2 * min(4, (len(IMAGES) + 1) // 2), int(found.result.success.sum())
+    assert sent == clean + again + (attacked - 1).sum() + confirmed
