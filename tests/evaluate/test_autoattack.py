@@ -117,7 +117,7 @@ def test_rand_runs_on_the_mean_of_a_random_classifier_and_stops_at_no_lucky_draw
     short = {"eot": attacks.eot(attacks.pgd(BALL, steps=3), samples=2)}
     asked = []
 
-    def suite(name, *, radius):
+    def suite(name, *, radius, steps, queries):
         asked.append((name, radius))
         return short
 
