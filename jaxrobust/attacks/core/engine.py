@@ -435,8 +435,8 @@ def run(
     elif traced:
         loops_well = _loops_well(attack, model, images, goal)
     else:  # the trace of the program itself, which is wanted anyway
-        looped = functools.partial(_search.trace, attack, model, images, goal, keys, stop=stop, unroll=False)
-        loops_well = _forward_loops_well(model, images) and _is_canonical(looped())
+        known = _shapes((attack, model, images, goal, keys))
+        loops_well = _forward_loops_well(model, images) and _is_canonical_search(*known, stop)
     unroll = not loops_well and attack.asks <= UNROLL and attack.runs(classes) == 1
     if traced or loops_well or unroll:
         return _search(attack, model, images, goal, keys, stop=stop, unroll=unroll)
@@ -577,6 +577,11 @@ def _is_canonical_step(tree: Any, leaves: Any) -> bool:
         return advance(attack, model, states, stop="never")
 
     return _is_canonical(jax.make_jaxpr(step)(*_unshaped(tree, leaves)))
+
+
+@functools.lru_cache(maxsize=256)
+def _is_canonical_search(tree: Any, leaves: Any, stop: Stop) -> bool:
+    return _is_canonical(_search.trace(*_unshaped(tree, leaves), stop=stop, unroll=False))
 
 
 @functools.lru_cache(maxsize=256)
