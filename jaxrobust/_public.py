@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["names"]
+__all__ = ["lazily", "names"]
+
+
+def lazily(room: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """A module's `__getattr__` by which a name's file is imported when the name is asked for.
+
+    Args:
+        room: the module's name.
+        homes: the file of each name.
+
+    Returns:
+        The function.
+    """
+
+    def look(name: str) -> Any:
+        if name in homes:
+            return getattr(importlib.import_module(f"{room}.{homes[name]}"), name)
+        raise AttributeError(f"module {room!r} has no attribute {name!r}")
+
+    return look
 
 
 def names(room: Mapping[str, Any]) -> list[str]:

@@ -4,8 +4,7 @@
 needs no network and no other file, follows the reader's light or dark mode, and prints.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxrobust import _public
 
@@ -19,21 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["LEGEND", "Run", "load", "picture_key", "render", "render_several"]
 
-_HOMES = {
-    "LEGEND": "format",
-    "Run": "run",
-    "load": "run",
-    "picture_key": "format",
-    "render": "page",
-    "render_several": "several",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # what draws and writes a page takes longer to import than an evaluation needs, which may never write one
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"jaxrobust.report.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'jaxrobust.report' has no attribute {name!r}")
+# what draws and writes a page takes longer to import than an evaluation needs, which may never write one
+__getattr__ = _public.lazily(
+    __name__,
+    {
+        "LEGEND": "format",
+        "Run": "run",
+        "load": "run",
+        "picture_key": "format",
+        "render": "page",
+        "render_several": "several",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,6 @@
 """The laws that the tests of this library run over its registries, for sets, attacks and objectives of your own."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxrobust import _public
 
@@ -15,21 +14,18 @@ if TYPE_CHECKING:
 
 __all__ = ["ATTACK_LAWS", "OBJECTIVE_LAWS", "SET_LAWS", "check_attack", "check_objective", "check_set"]
 
-_HOMES = {
-    "ATTACK_LAWS": "attacks",
-    "OBJECTIVE_LAWS": "objectives",
-    "SET_LAWS": "sets",
-    "check_attack": "attacks",
-    "check_objective": "objectives",
-    "check_set": "sets",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # objectives need Flax and Optax, sets and attacks do not
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"jaxrobust.testing.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'jaxrobust.testing' has no attribute {name!r}")
+# objectives need Flax and Optax, sets and attacks do not
+__getattr__ = _public.lazily(
+    __name__,
+    {
+        "ATTACK_LAWS": "attacks",
+        "OBJECTIVE_LAWS": "objectives",
+        "SET_LAWS": "sets",
+        "check_attack": "attacks",
+        "check_objective": "objectives",
+        "check_set": "sets",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -361,29 +362,35 @@ def _margin(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.take_along_axis(logits, targets[:, None], -1)[:, 0] - others.max(-1)
 
 
-HOSTILE: dict[str, Callable[[Any], Any]] = {
-    "saturated": lambda z: 1e4 * z,
-    "huge": lambda z: 1e30 * z,
-    "constant": lambda z: jnp.zeros_like(z) * z.sum(),
-    "quantised": lambda z: jnp.round(z * 3),
-    "ties": lambda z: jnp.ones_like(z) * z.sum(1, keepdims=True),
-}
-BROKEN: dict[str, Callable[[Any], Any]] = {
-    **HOSTILE,
-    "nan": lambda z: z * jnp.nan,
-    # finite at clean images, whose pixels are multiples of 1/64, and NaN at all others
-    "nan_around": lambda z: jnp.where(jnp.all(z * 64 == jnp.round(z * 64), 1, keepdims=True), z, jnp.nan),
-}
+class _Broken(NamedTuple):
+    """Numbers of a broken network; all of them are one program."""
+
+    scale: float = 0.0  # of the pixels
+    shared: float = 0.0  # the share of all classes in the sum of the pixels
+    quantised: bool = False
+    # whether logits are finite at clean images, whose pixels are multiples of 1/64, and NaN at all others
+    nan_around: bool = False
+
+    def __call__(self, classes: int, z: Any) -> Any:
+        on_grid = jnp.all(z * 64 == jnp.round(z * 64), 1, keepdims=True)
+        z = jnp.where(jnp.logical_and(self.nan_around, jnp.logical_not(on_grid)), jnp.nan, z)
+        z = jnp.where(self.quantised, jnp.round(z * 3), z)
+        return self.scale * z[:, :classes] + self.shared * z.sum(1, keepdims=True)
 
 
-def _broken(classes: int, which: Any, images: Any) -> Any:
-    pixels = images.reshape(images.shape[0], -1)
-    return jax.lax.switch(which, [lambda z, f=f: f(z)[:, :classes] for f in BROKEN.values()], pixels)
+HOSTILE = {
+    "saturated": _Broken(1e4),
+    "huge": _Broken(1e30),
+    "constant": _Broken(),
+    "quantised": _Broken(1.0, quantised=True),
+    "ties": _Broken(shared=1.0),
+}
+BROKEN = {**HOSTILE, "nan": _Broken(math.nan), "nan_around": _Broken(1.0, nan_around=True)}
 
 
 @functools.cache
 def _forward(classes: int) -> Callable[[Any, Any], Any]:
-    return functools.partial(_broken, classes)
+    return lambda broken, images: broken(classes, images.reshape(images.shape[0], -1))
 
 
 def broken_model(name: str, classes: int) -> Classifier:
@@ -394,9 +401,9 @@ def broken_model(name: str, classes: int) -> Classifier:
         classes: K.
 
     Returns:
-        The classifier, whose logits are the first K pixels, transformed.
+        The classifier, whose logits are made of the first K pixels.
     """
-    return Classifier(_forward(classes), jnp.asarray(list(BROKEN).index(name)))
+    return Classifier(_forward(classes), jax.tree.map(jnp.asarray, BROKEN[name]))
 
 
 @law(ATTACK_LAWS)

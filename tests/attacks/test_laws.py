@@ -87,14 +87,14 @@ def assert_equal(left, right, atol=0.0):
         np.testing.assert_allclose(a, b, atol=atol, rtol=0, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize(
-    ("attack", "perturbation_set", "law"),
-    [
-        pytest.param(*one.values, law, id=f"{law}-{one.id}", marks=one.marks)
-        for law, those in LAWS.items()
-        for one in those
-    ],
-)
+# all laws of a pair one after another, so that programs given back between pairs are not made again
+LAWS_OF_PAIRS = [
+    pytest.param(*one.values, law, id=f"{law}-{one.id}", marks=one.marks) for law, those in LAWS.items() for one in those
+]
+LAWS_OF_PAIRS.sort(key=lambda one: PAIRS.index(one.values[:2]))
+
+
+@pytest.mark.parametrize(("attack", "perturbation_set", "law"), LAWS_OF_PAIRS)
 def test_law(law, attack, perturbation_set):
     ATTACK_LAWS[law](case(attack, perturbation_set))
 

@@ -70,7 +70,7 @@ class NanWhere:
         return jnp.where(bad[:, None], jnp.nan, network(params, images))
 
 
-def assert_equal_results(found, expected, rows=slice(None)):
+def assert_equal_results(found, expected, rows=slice(None), atol=2e-6):
     """Lane results equal others, the counted things exactly."""
     for field in FIELDS:
         ours, theirs = np.asarray(getattr(found, field)), np.asarray(getattr(expected, field))[rows]
@@ -78,4 +78,4 @@ def assert_equal_results(found, expected, rows=slice(None)):
         if field in EXACT:
             np.testing.assert_array_equal(ours, theirs, err_msg=field)
         else:
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6, err_msg=field)
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=atol, err_msg=field)

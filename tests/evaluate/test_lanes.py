@@ -78,7 +78,9 @@ def test_equals_run_for_every_kind_of_set(name, early_stop, model, data, key):
     attack = attacks.pgd(sets.REGISTRY[name](), steps=5)
     options = {"key": key, "indices": indices, "early_stop": early_stop}
     found = run_lanes(attack, model, images, labels, lanes=8, **options)
-    assert_equal_results(found.result, attacks.run(attack, model, images, labels, **options))
+    expected = attacks.run(attack, model, images, labels, **options)
+    # the projection's last round leaves 1e-4 of every step, and where in that it ends is decided by rounding
+    assert_equal_results(found.result, expected, atol=5e-4 if name == "wasserstein" else 2e-6)
 
 
 @pytest.mark.parametrize(
