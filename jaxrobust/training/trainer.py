@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,7 +25,7 @@ from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
 from jaxrobust.training._job import Disk, Job, Loop, Progress, prepare
 from jaxrobust.training.config import TrainConfig
-from jaxrobust.training.objectives import Objective, inner_attacks
+from jaxrobust.training.objectives.core import Objective, inner_attacks
 from jaxrobust.training.step import Augment, TrainState, train_step
 from jaxrobust.types import Classifier, Key
 
@@ -172,7 +174,8 @@ def _step(
     ema_decay: Any,
     augment: Augment | None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    key = jax.random.fold_in(key, state.step)
+    # all steps on one batch see one augmentation of it
+    key = jax.random.fold_in(key, state.step // getattr(objective, "replays", 1))
     return train_step(objective, trainable, optimizer, state, batch, key, augment=augment, ema_decay=ema_decay)
 
 
@@ -182,7 +185,7 @@ def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> None:
     started = time.perf_counter() - progress.seconds
     where = "" if disk is None else f"The last checkpoint in {str(disk.folder)!r} is from before. "
     unread: list[dict[str, Any]] = []
-    for batch in job.loader.epoch(progress.epoch, start=progress.batch):
+    for batch in _replayed(job, progress.epoch, progress.batch):
         loop.train, metrics = _step(
             _warmed_up(job, progress.step),
             job.trainable,
@@ -212,6 +215,14 @@ def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> None:
             disk.stop_if_terminated(loop)
     progress.read_metrics(unread, where)
     progress.seconds = time.perf_counter() - started
+
+
+def _replayed(job: Job, epoch: int, start: int) -> Iterator[Any]:
+    """The batches of an epoch from a step on, each as often as the objective trains on it."""
+    first, done = divmod(start, job.replays)
+    for batch in job.loader.epoch(epoch, start=first):
+        yield from itertools.repeat(batch, job.replays - done)
+        done = 0
 
 
 def _end_epoch(job: Job, loop: Loop) -> None:
