@@ -89,7 +89,9 @@ def assert_equal(left, right, atol=0.0):
 
 # all laws of a pair one after another, so that programs given back between pairs are not made again
 LAWS_OF_PAIRS = [
-    pytest.param(*one.values, law, id=f"{law}-{one.id}", marks=one.marks) for law, those in LAWS.items() for one in those
+    pytest.param(*one.values, law, id=f"{law}-{one.id}", marks=one.marks)
+    for law, those in LAWS.items()
+    for one in those
 ]
 LAWS_OF_PAIRS.sort(key=lambda one: PAIRS.index(one.values[:2]))
 
