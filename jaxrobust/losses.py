@@ -207,8 +207,9 @@ def _ratio(gap: Scalar, spread: Scalar) -> Scalar:
     """gap/spread for spread ≥ 0, kept finite by the gap's own scale, so that it is the same at any scale of logits."""
     spread = jnp.maximum(spread, lax.stop_gradient(1e-12 * jnp.abs(gap)))
     spread = jnp.where(spread > 0, spread, 1)
-    unit = lax.stop_gradient(spread)  # else the square of the spread, in the gradient, could leave the floats' range
-    return (gap / unit) / (spread / unit)
+    # else the spread's square could leave the floats' range, in the gradient or where XLA makes ab/bc of (a/b)/(c/b)
+    unit = lax.stop_gradient(spread)
+    return (gap / unit) / (1 + (spread - unit) * (1 / unit))
 
 
 def dlr(logits: Logits, label: Label, *, k: int = 1) -> Scalar:

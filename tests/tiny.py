@@ -1,10 +1,9 @@
 """Small models and images that the tests share."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.testing.attacks import dense_net
+from jaxrobust.testing.attacks import answers, dense_net
 from jaxrobust.testing.attacks import dense_params as _dense_params
 from jaxrobust.types import Classifier
 
@@ -24,9 +23,9 @@ def conv_params(seed=0, shape=SHAPE, classes=CLASSES):
     rng = np.random.default_rng(seed)
     height, width, channels = shape
     return {
-        "conv": jnp.asarray(rng.normal(size=(3, 3, channels, 5)), jnp.float32),
-        "dense": jnp.asarray(rng.normal(size=(5, classes)), jnp.float32),
-        "flat": jnp.asarray(rng.normal(size=(height * width * 5, classes)) / 4, jnp.float32),
+        "conv": jax.device_put(rng.normal(size=(3, 3, channels, 5)).astype(np.float32)),
+        "dense": jax.device_put(rng.normal(size=(5, classes)).astype(np.float32)),
+        "flat": jax.device_put((rng.normal(size=(height * width * 5, classes)) / 4).astype(np.float32)),
     }
 
 
@@ -55,13 +54,16 @@ def linear_classifier(rng, shape=SHAPE, classes=CLASSES, scale=1.0):
     """A linear classifier with random weights."""
     size = int(np.prod(shape))
     weights = rng.normal(size=(size, classes)) * scale
-    return Classifier(linear, (jnp.asarray(weights, jnp.float32), jnp.zeros(classes)))
+    return Classifier(
+        linear, (jax.device_put(weights.astype(np.float32)), jax.device_put(np.zeros(classes, np.float32)))
+    )
 
 
 def images_and_labels(model, count=8, seed=1, shape=SHAPE):
     """Random images, labelled by the model but for the last, which is labelled wrongly."""
     rng = np.random.default_rng(seed)
     images = rng.random((count, *shape)).astype(np.float32)
-    labels = np.asarray(model(images).argmax(-1)).astype(np.int32)
-    labels[-1] = (labels[-1] + 1) % model(images).shape[-1]
+    logits = answers(model, images) if isinstance(model, Classifier) else np.asarray(model(images))
+    labels = logits.argmax(-1).astype(np.int32)
+    labels[-1] = (labels[-1] + 1) % logits.shape[-1]
     return images, labels

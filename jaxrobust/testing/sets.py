@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,14 @@ SET_LAWS: Laws = {}
 ONE_IMAGE: Laws = {}
 
 
+class Measured(NamedTuple):
+    """Whether θ are members, their images and their sizes, in NumPy's arrays."""
+
+    contains: np.ndarray
+    apply: np.ndarray
+    size: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SetCase:
     """A set, and the image on which its laws are tried.
@@ -54,7 +62,7 @@ class SetCase:
     @functools.cached_property
     def image(self) -> Any:
         """The image (H, W, C), float32."""
-        return jnp.asarray(KINDS[self.kind](self.shape), jnp.float32)
+        return jax.device_put(np.asarray(KINDS[self.kind](self.shape), np.float32))
 
     @functools.cached_property
     def gradient(self) -> Any:
@@ -69,10 +77,8 @@ class SetCase:
     def along(self, scales: Any) -> Any:
         """So many times a step of a radius from the identity, not projected, leading axis: the scales'."""
         start = self.call("init")
-        end = self.call("ascend", start, self.gradient, jnp.asarray(self.radius))
-        return jax.vmap(lambda scale: jax.tree.map(lambda a, b: a + scale * (b - a), start, end))(
-            jnp.asarray(scales, jnp.float32)
-        )
+        end = self.call("ascend", start, self.gradient, self.radius)
+        return _between(start, end, np.asarray(scales, np.float32))
 
     def call(self, method: str, *arguments: Any, of: PerturbationSet | None = None) -> Any:
         """A compiled method at the image: one program a set, method and shape, whatever the radius."""
@@ -84,10 +90,15 @@ class SetCase:
         """A compiled method of many θ."""
         return _mapped(of or self.set, method, self.image, thetas)
 
+    def measured(self, thetas: Any, *, many: bool = False, of: PerturbationSet | None = None) -> Measured:
+        """What can be said of θ, or of many, by one program."""
+        return Measured(*map(np.asarray, _measured(of or self.set, self.image, thetas, many)))
+
     def __str__(self) -> str:
         return f"{self.set} on a {self.kind} image of shape {self.shape}"
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _normal(seed: int, shape: tuple[int, ...]) -> Any:
     """A gradient in the image's type, also where JAX makes float64."""
     return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
@@ -101,6 +112,21 @@ def _call(perturbation_set: Any, method: str, *arguments: Any) -> Any:
 @functools.partial(jax.jit, static_argnums=1)
 def _mapped(perturbation_set: Any, method: str, image: Any, thetas: Any) -> Any:
     return jax.vmap(getattr(perturbation_set, method), (None, 0))(image, thetas)
+
+
+def _measure(perturbation_set: Any, image: Any, thetas: Any, many: bool) -> Any:
+    def one(theta: Any) -> Any:
+        return [getattr(perturbation_set, method)(image, theta) for method in Measured._fields]
+
+    return jax.vmap(one)(thetas) if many else one(thetas)
+
+
+_measured = jax.jit(_measure, static_argnums=3)
+
+
+@jax.jit
+def _between(start: Any, end: Any, scales: Any) -> Any:
+    return jax.vmap(lambda scale: jax.tree.map(lambda a, b: a + scale * (b - a), start, end))(scales)
 
 
 @jax.jit
@@ -158,27 +184,27 @@ def check_set(
 @law(SET_LAWS)
 def identity_changes_nothing(case: SetCase) -> None:
     """`init` gives the clean image, of size 0, where the set says that it contains it; it is a member in any case."""
-    theta = case.call("init")
+    found = case.measured(case.call("init"))
     if case.set.contains_clean:
-        near(case.call("apply", theta), case.image, "the image of init", atol=1e-6)
-        near(case.call("size", theta), 0.0, "the size of init")
-    hold(case.call("contains", theta), "init is no member")
+        near(found.apply, case.image, "the image of init", atol=1e-6)
+        near(found.size, 0.0, "the size of init")
+    hold(found.contains, "init is no member")
 
 
 @law(SET_LAWS, ONE_IMAGE)
 def same_parameters_give_the_same(case: SetCase) -> None:
     """Parameters make one image, also when they are traced anew: what is random comes from the key of `sample`."""
     theta = case.call("sample", jax.random.key(5))
-    again = jax.jit(lambda perturbation_set, image, theta: perturbation_set.apply(image, theta))
-    near(again(case.set, case.image, theta), case.call("apply", theta), "the image of a sample, applied again,")
+    again = jax.jit(lambda *arguments: _measure(*arguments, many=False))
+    found = Measured(*again(case.set, case.image, theta))
+    near(found.apply, case.measured(theta).apply, "the image of a sample, applied again,")
 
 
 @law(SET_LAWS)
 def samples_are_members(case: SetCase) -> None:
     """Samples are members, their images float32 images in [0, 1]."""
-    inside, sizes = case.mapped("contains", case.members), np.asarray(case.mapped("size", case.members))
+    inside, images, sizes = case.measured(case.members, many=True)
     hold(inside, f"{int((~inside).sum())} of {MANY} samples are no members; sizes up to {sizes.max():g}")
-    images = case.mapped("apply", case.members)
     hold(images.shape == (MANY, *case.shape), f"images of shape {images.shape[1:]}")
     hold(images.dtype == case.image.dtype, f"images of {images.dtype}")
     low, high = float(images.min()), float(images.max())
@@ -188,7 +214,7 @@ def samples_are_members(case: SetCase) -> None:
 @law(SET_LAWS, ONE_IMAGE)
 def samples_differ(case: SetCase) -> None:
     """Samples of different keys are different images."""
-    rows = np.asarray(case.mapped("apply", case.members)).reshape(MANY, -1)
+    rows = case.measured(case.members, many=True).apply.reshape(MANY, -1)
     hold(len(np.unique(rows, axis=0)) == MANY, f"{len(np.unique(rows, axis=0))} images of {MANY} samples")
 
 
@@ -196,10 +222,11 @@ def samples_differ(case: SetCase) -> None:
 def projection_is_a_member_and_idempotent(case: SetCase) -> None:
     """Steps of a tenth, three and 10,000 radii are projected onto members, which another projection leaves alone."""
     for size in (0.1, 3.0, 1e4):
-        far = case.call("ascend", case.call("init"), case.gradient, jnp.asarray(size * case.radius))
+        far = case.call("ascend", case.call("init"), case.gradient, size * case.radius)
         near_ = case.call("project", far)
         what = f"the projection of a step of {size:g} radii"
-        hold(case.call("contains", near_), f"{what} is no member; its size is {float(case.call('size', near_)):g}")
+        found = case.measured(near_)
+        hold(found.contains, f"{what} is no member; its size is {found.size:g}")
         near(case.call("project", near_), near_, f"{what}, projected again,", atol=3e-6)
 
 
@@ -208,9 +235,9 @@ def projection_holds_at_any_scale(case: SetCase) -> None:
     """From 1e-10 to 1e20 times a step: what is projected is a member, and not nothing."""
     start, scales = case.call("init"), np.geomspace(1e-10, 1e20, MANY)
     found = case.mapped("project", case.along(scales))
-    inside = np.asarray(case.mapped("contains", found))
+    inside = case.measured(found, many=True).contains
     hold(inside, f"projections of steps scaled by {scales[~inside].tolist()} are no members")
-    leaves = list(zip(jax.tree.leaves(found), jax.tree.leaves(start), strict=True))
+    leaves = list(zip(*(map(np.asarray, jax.tree.leaves(tree)) for tree in (found, start)), strict=True))
     hold(all(np.isfinite(leaf).all() for leaf, _ in leaves), "projections are not finite")
     moved = np.any([(leaf != rest[None]).reshape(MANY, -1).any(1) for leaf, rest in leaves], 0)
     additive = not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(start))
@@ -228,10 +255,9 @@ def projection_keeps_members(case: SetCase) -> None:
 @law(SET_LAWS, ONE_IMAGE)
 def size_and_contains_agree(case: SetCase) -> None:
     """Members have sizes up to the radius, and what is clearly larger is no member."""
-    sizes = np.asarray(case.mapped("size", case.members))
+    sizes = case.measured(case.members, many=True).size
     hold(sizes <= case.radius * (1 + 1e-3), f"samples of sizes up to {sizes.max():g}")
-    far = case.along(np.geomspace(0.1, 100, MANY))
-    sizes, inside = np.asarray(case.mapped("size", far)), np.asarray(case.mapped("contains", far))
+    inside, _, sizes = case.measured(case.along(np.geomspace(0.1, 100, MANY)), many=True)
     wrong = inside & (sizes > case.radius * 1.01 + 1e-5)
     hold(~wrong, f"sizes of {sizes[wrong].tolist()} are members")
 
@@ -241,19 +267,24 @@ def gradients_are_finite(case: SetCase) -> None:
     """Gradients pulled back to the identity and to members are finite; to begin with, none is NaN."""
     at_sample = case.call("pullback", _first(case.members), _normal(1, case.shape))
     for what, tree in {"init": case.gradient, "a sample": at_sample}.items():
-        for leaf in jax.tree.leaves(tree):
+        for leaf in map(np.asarray, jax.tree.leaves(tree)):
             hold(np.isfinite(leaf), f"the gradient at {what} has {int((~np.isfinite(leaf)).sum())} NaN or infinities")
 
 
 def _first(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[0], tree)
+
+
+def _full(tree: Any, value: float) -> Any:
+    """A pytree of these shapes and dtypes, all of one number."""
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, value, leaf.dtype), tree)
 
 
 @law(SET_LAWS)
 def zero_gradient_moves_nothing(case: SetCase) -> None:
     """A step along a gradient of zeros stays where it is."""
     theta = case.call("init")
-    moved = case.call("ascend", theta, jax.tree.map(jnp.zeros_like, theta), jnp.asarray(0.5))
+    moved = case.call("ascend", theta, _full(theta, 0.0), 0.5)
     near(moved, theta, "a step along zero")
 
 
@@ -264,9 +295,9 @@ def radius_zero_is_the_clean_image(case: SetCase) -> None:
         return
     nothing = case.set.with_radius(0.0)
     theta = case.call("sample", jax.random.key(0), of=nothing)
-    far = case.call("ascend", theta, jax.tree.map(jnp.ones_like, theta), jnp.asarray(1.0), of=nothing)
+    far = case.call("ascend", theta, _full(theta, 1.0), 1.0, of=nothing)
     for what, one in {"a sample": theta, "a projection": case.call("project", far, of=nothing)}.items():
-        near(case.call("apply", one, of=nothing), case.image, f"{what} at radius 0", atol=1e-6)
+        near(case.measured(one, of=nothing).apply, case.image, f"{what} at radius 0", atol=1e-6)
 
 
 @law(SET_LAWS)
@@ -274,18 +305,18 @@ def huge_radius_stays_in_the_box(case: SetCase) -> None:
     """At a radius of a million what is projected is a member still, images in [0, 1]."""
     wide = case.set.with_radius(1e6)
     theta = case.call("project", case.call("sample", jax.random.key(0), of=wide), of=wide)
-    hold(case.call("contains", theta, of=wide), "a projection at radius 1e6 is no member")
+    hold(case.measured(theta, of=wide).contains, "a projection at radius 1e6 is no member")
 
 
 @law(SET_LAWS, ONE_IMAGE)
 def small_steps_ascend(case: SetCase) -> None:
     """From a point where the set's map is smooth, a small projected step along a linear loss does not lower it."""
-    gradient = _normal(2, case.shape)
+    gradient = np.asarray(_normal(2, case.shape))
     theta = case.call("sample", jax.random.key(5), of=case.set.with_radius(0.3 * case.set.radius))
     pulled = case.call("pullback", theta, gradient)
-    moved = case.call("project", case.call("ascend", theta, pulled, jnp.asarray(1e-3 * case.radius)))
-    before, after = (case.call("apply", one) for one in (theta, moved))
-    gained = float(jnp.sum(gradient * (after - before)))
+    moved = case.call("project", case.call("ascend", theta, pulled, 1e-3 * case.radius))
+    before, after = (case.measured(one).apply for one in (theta, moved))
+    gained = float(np.sum(gradient * (after - before)))
     hold(gained >= -1e-5, f"a step of a thousandth of the radius changes <g, x'> by {gained:g}")
 
 
@@ -296,12 +327,11 @@ def maximise_beats_every_sample(case: SetCase) -> None:
         return
     gradient = case.call("pullback", case.call("init"), _normal(2, case.shape))
     best = case.call("maximise", gradient)
-    hold(case.call("contains", best), f"the maximiser is no member; its size is {float(case.call('size', best)):g}")
-
-    def value(theta: Any) -> Any:
-        return sum(jnp.vdot(g, t) for g, t in zip(jax.tree.leaves(gradient), jax.tree.leaves(theta), strict=True))
-
-    largest, reached = float(jax.jit(jax.vmap(value))(case.members).max()), float(value(best))
+    found = case.measured(best)
+    hold(found.contains, f"the maximiser is no member; its size is {found.size:g}")
+    pairs = list(zip(*map(jax.tree.leaves, (gradient, case.members, best)), strict=True))
+    largest = np.sum([np.asarray(some).reshape(MANY, -1) @ np.ravel(g) for g, some, _ in pairs], 0).max()
+    reached = sum(np.vdot(g, one) for g, _, one in pairs)
     hold(largest <= reached + 1e-4, f"<g, θ> is {reached:g} at the maximiser and {largest:g} at a sample")
 
 
@@ -312,7 +342,7 @@ def distance_is_a_size(case: SetCase) -> None:
     near(case.call("distance", theta, theta), 0.0, "a member's distance from itself", atol=1e-6 * case.radius)
     if case.set.contains_clean:
         apart = case.call("distance", theta, case.call("init"))
-        near(apart, case.call("size", theta), "a member's distance from the identity", rtol=1e-4)
+        near(apart, case.measured(theta).size, "a member's distance from the identity", rtol=1e-4)
 
 
 @law(SET_LAWS, ONE_IMAGE)
@@ -327,7 +357,7 @@ def radius_is_traced_and_maps(case: SetCase) -> None:
         return perturbation_set.project(case.image, theta)
 
     theta, typical = case.call("sample", jax.random.key(3), of=case.set.with_radius(2 * case.radius)), case.radius
-    radii = [np.float64(0.2 * typical), np.float32(0.4 * typical), jnp.asarray(0.7 * typical), typical]
+    radii: list[Any] = [np.float64(0.2 * typical), np.float32(0.4 * typical), jnp.asarray(0.7 * typical), typical]
     one_by_one = [project(case.set.with_radius(r), theta) for r in radii]
     project(case.set.with_radius(1), theta)  # an int too
     hold(traces == 1, f"{traces} traces of five radii")
@@ -336,9 +366,9 @@ def radius_is_traced_and_maps(case: SetCase) -> None:
     def mapped(radii: Any) -> Any:
         return jax.vmap(lambda r: case.set.with_radius(r).project(case.image, theta))(radii)
 
-    together = mapped(jnp.asarray(radii, jnp.float32))
+    together = mapped(np.asarray([float(r) for r in radii], np.float32))
     for i, single in enumerate(one_by_one):
-        found = jax.tree.map(lambda leaf, i=i: leaf[i], together)
+        found = jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], together)
         near(found, single, f"the projection at radius number {i} under vmap", atol=2e-6 * max(1.0, typical))
 
 
@@ -346,10 +376,10 @@ def radius_is_traced_and_maps(case: SetCase) -> None:
 def structure_and_dtype_are_kept(case: SetCase) -> None:
     """All methods that give parameters give them in the structure, shapes and dtypes of `init`."""
     theta = case.call("init")
-    ones = jax.tree.map(jnp.ones_like, theta)
+    ones = _full(theta, 1.0)
     same(case.call("sample", jax.random.key(0)), theta, "sample")
     same(case.call("project", theta), theta, "project")
-    same(case.call("ascend", theta, ones, jnp.asarray(0.1)), theta, "ascend")
+    same(case.call("ascend", theta, ones, 0.1), theta, "ascend")
     same(case.call("pullback", theta, case.image), theta, "pullback")
 
 

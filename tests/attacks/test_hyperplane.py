@@ -3,22 +3,26 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrobust.attacks.core.hyperplane import to_hyperplane
+from tests.compiled import compiled
 from tests.references import hyperplane
 
 NORMS = [1, 2, np.inf]
 SHAPE = (3, 2, 1)
 
 
+@functools.cache
+def move(p):
+    return compiled(functools.partial(to_hyperplane, p=p))
+
+
 def project(x, normal, offset, p):
     """In float64, whatever the session's default."""
     with jax.enable_x64(True):
-        arguments = (jnp.asarray(value, jnp.float64) for value in (x, normal, offset))
-        return np.asarray(jax.jit(functools.partial(to_hyperplane, p=p))(*arguments))
+        return move(p)(x, normal, np.float64(offset))
 
 
 @pytest.mark.parametrize("p", NORMS)
@@ -62,7 +66,6 @@ def test_without_a_normal_nothing_moves(p, offset, rng):
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_the_scale_of_the_normal_does_not_matter(p, scale, rng):
     x, w = rng.random(SHAPE).astype(np.float32), rng.normal(size=SHAPE).astype(np.float32)
-    move = functools.partial(to_hyperplane, p=p)
-    plain = move(jnp.asarray(x), jnp.asarray(w), jnp.float32(0.3))
-    scaled = move(jnp.asarray(x), jnp.asarray(w * np.float32(scale)), jnp.float32(0.3 * scale))
+    plain = move(p)(x, w, np.float32(0.3))
+    scaled = move(p)(x, w * np.float32(scale), np.float32(0.3 * scale))
     np.testing.assert_allclose(scaled, plain, atol=1e-6)

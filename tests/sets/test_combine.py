@@ -16,28 +16,40 @@ from jaxrobust.sets.masks import Masked
 from jaxrobust.sets.sparse import L0
 from jaxrobust.sets.spatial import Flow, RotationTranslation
 from tests import tiny
+from tests.compiled import call, compiled, mapped
 
 SHAPE = (4, 5, 1)
 PARTS = (Linf(0.1), L2(0.8), L1(2.0))
 
 
+ZEROS = np.zeros(SHAPE, np.float32)
+GREY = np.full(SHAPE, 0.5, np.float32)
+
+
 def image(seed=0):
-    return jnp.asarray(np.random.default_rng(seed).random(SHAPE), jnp.float32)
+    return np.random.default_rng(seed).random(SHAPE).astype(np.float32)
 
 
 def noise(seed, scale=1.0, shape=SHAPE):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape) * scale, jnp.float32)
+    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
 
 
-@jax.jit
+def spike(place, value):
+    """An image that is black but for one row of channels."""
+    theta = ZEROS.copy()
+    theta[place] = value
+    return theta
+
+
+@compiled
 def _project(s, x, theta):
     near = s.project(x, theta)
     return near, s.contains(x, near), s.apply(x, near)
 
 
-@jax.jit
-def _sample(s, key, x):
-    return s.sample(key, x)
+@compiled
+def _measure(s, x, theta):
+    return s.size(x, theta), s.contains(x, theta)
 
 
 @pytest.mark.slow
@@ -50,7 +62,7 @@ def test_sequence_pullback_equals_finite_differences(chain):
     """In double precision, away from the kinks of bilinear sampling and from the box."""
     with jax.enable_x64(True):
         x = 0.3 + 0.4 * jnp.asarray(np.random.default_rng(0).random(SHAPE))
-        theta = _sample(chain.with_radius(0.3), jax.random.key(1), x)
+        theta = call(chain.with_radius(0.3), "sample", jax.random.key(1), x)
         weight = jnp.asarray(np.random.default_rng(2).normal(size=SHAPE))
         flat, unravel = jax.flatten_util.ravel_pytree(theta)
         pulled = jax.flatten_util.ravel_pytree(jax.jit(chain.pullback)(x, theta, weight))[0]
@@ -62,18 +74,17 @@ def test_sequence_pullback_equals_finite_differences(chain):
 
 def test_additive_parts_pass_the_gradient_on_past_the_box():
     """At a white image the guard of `apply` has no derivative; descent from there must still be possible."""
-    x = jnp.ones(SHAPE)
+    x = np.ones(SHAPE, np.float32)
     both = sequence(Linf(0.1), L2(0.5))
-    pulled = both.pullback(x, both.init(x), noise(0))
-    for gradient in pulled:
+    for gradient in call(both, "pullback", x, call(both, "init", x), noise(0)):
         np.testing.assert_array_equal(gradient, noise(0))
 
 
 def test_each_part_sees_the_image_before_it():
     """The second ball's box is relative to the image that the first one left."""
-    x = jnp.full(SHAPE, 0.85)
+    x, ones = np.full(SHAPE, 0.85, np.float32), np.ones(SHAPE, np.float32)
     both = sequence(Linf(0.1), Linf(0.1))
-    (first, second), inside, moved = _project(both, x, (jnp.ones(SHAPE), jnp.ones(SHAPE)))
+    (first, second), inside, moved = _project(both, x, (ones, ones))
     np.testing.assert_allclose(first, 0.1, atol=1e-6)
     np.testing.assert_allclose(second, 0.05, atol=1e-6)
     assert inside
@@ -81,37 +92,35 @@ def test_each_part_sees_the_image_before_it():
 
 
 def test_sequence_measures_fractions_of_the_parts():
-    x = jnp.full(SHAPE, 0.5)
     both = sequence(Linf(0.2), L1(4.0))
-    theta = (jnp.zeros(SHAPE).at[0, 0].set(0.1), jnp.zeros(SHAPE).at[1, 1].set(0.4))
-    assert float(both.size(x, theta)) == pytest.approx(0.5)
-    assert float(both.size(x, (0 * theta[0], theta[1]))) == pytest.approx(0.1)
-    assert both.with_radius(0.5).contains(x, theta)
-    assert not both.with_radius(0.49).contains(x, theta)
+    theta = (spike((0, 0), 0.1), spike((1, 1), 0.4))
+    assert float(_measure(both, GREY, theta)[0]) == pytest.approx(0.5)
+    assert float(_measure(both, GREY, (ZEROS, theta[1]))[0]) == pytest.approx(0.1)
+    assert _measure(both.with_radius(0.5), GREY, theta)[1]
+    assert not _measure(both.with_radius(0.49), GREY, theta)[1]
     still = sequence(Linf(0.0), L1(4.0))
-    assert float(still.size(x, (0 * theta[0], theta[1]))) == pytest.approx(0.1)
-    assert np.isinf(still.size(x, theta))
+    assert float(_measure(still, GREY, (ZEROS, theta[1]))[0]) == pytest.approx(0.1)
+    assert np.isinf(_measure(still, GREY, theta)[0])
 
 
 def test_sequence_steps_are_fractions_of_the_parts():
-    x, g = jnp.full(SHAPE, 0.5), noise(0)
+    g = noise(0)
     both = Sequence((Linf(0.2), L2(2.0)), radius=0.5)
-    first, second = both.ascend(x, both.init(x), (g, g), jnp.asarray(0.1))
-    np.testing.assert_allclose(jnp.abs(first), 0.02, rtol=1e-5)
-    np.testing.assert_allclose(jnp.linalg.norm(second.ravel()), 0.2, rtol=1e-5)
+    first, second = call(both, "ascend", GREY, call(both, "init", GREY), (g, g), np.float32(0.1))
+    np.testing.assert_allclose(np.abs(first), 0.02, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(second.ravel()), 0.2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("part", [0, 1])
 def test_one_part_ascends_alone_with_a_traced_index(part):
-    x, g = jnp.full(SHAPE, 0.5), noise(0)
+    x, g = GREY, noise(0)
     affine = Affine((Linf(0.2), L2(2.0)))
-    theta = affine.init(x)
-    pulled = affine.pullback(x, theta, g)
-    ascend = jax.jit(affine.ascend_part)
-    weights, moved = ascend(x, theta, pulled, jnp.asarray(0.1), jnp.asarray(part))
+    theta = call(affine, "init", x)
+    pulled = call(affine, "pullback", x, theta, g)
+    weights, moved = call(affine, "ascend_part", x, theta, pulled, np.float32(0.1), part)
     np.testing.assert_array_equal(weights, [0.5, 0.5])
     np.testing.assert_array_equal(moved[1 - part], 0)
-    expected = affine.ascend(x, theta, pulled, jnp.asarray(0.1))[1][part]
+    expected = call(affine, "ascend", x, theta, pulled, np.float32(0.1))[1][part]
     np.testing.assert_allclose(moved[part], expected, rtol=1e-6)
     assert np.abs(moved[part]).max() > 0
 
@@ -121,9 +130,9 @@ def test_sequence_adds_penalties():
     flow = Flow(0.3)
     theta = noise(3, 0.05, (4, 5, 2))
     both = sequence(Linf(0.1), flow)
-    apart = flow.penalty(x, theta)
+    apart = call(flow, "penalty", x, theta)
     assert float(apart) > 0
-    np.testing.assert_allclose(both.penalty(x, (jnp.zeros(SHAPE), theta)), apart, rtol=1e-6)
+    np.testing.assert_allclose(call(both, "penalty", x, (ZEROS, theta)), apart, rtol=1e-6)
 
 
 def test_sequence_binds_its_parts_to_the_model():
@@ -143,59 +152,55 @@ def test_union_projects_on_the_nearest_part(combination):
         z = noise(seed, 10.0 ** np.random.default_rng(seed).uniform(-1.5, 1))
         near, inside, _ = _project(combination, x, z)
         apart = [_project(part, x, z) for part in combination.scaled_parts()]
-        gaps = [float(jnp.sum(jnp.square(theta - z))) for theta, _, _ in apart]
+        gaps = [float(np.sum(np.square(theta - z))) for theta, _, _ in apart]
         assert inside
-        np.testing.assert_allclose(jnp.sum(jnp.square(near - z)), min(gaps), rtol=1e-6)
+        np.testing.assert_allclose(np.sum(np.square(near - z)), min(gaps), rtol=1e-6)
         chosen.add(int(np.argmin(gaps)))
     assert len(chosen) > 1  # the choice was a choice
 
 
 def test_union_membership_and_size():
-    x = jnp.full(SHAPE, 0.5)
     union = Union((Linf(0.1), L1(1.0)))
-    wide = jnp.full(SHAPE, 0.1)  # on the l∞ ball, l1 norm 2
-    spike = jnp.zeros(SHAPE).at[0, 0].set(0.45)
-    assert union.contains(x, wide)
-    assert union.contains(x, spike)
-    assert not union.contains(x, wide + spike)
-    assert float(union.size(x, wide)) == pytest.approx(1.0)
-    assert float(union.size(x, spike)) == pytest.approx(0.45)
-    assert not union.with_radius(0.4).contains(x, spike)
+    wide = np.full(SHAPE, 0.1, np.float32)  # on the l∞ ball, l1 norm 2
+    narrow = spike((0, 0), 0.45)
+    sizes, inside = zip(*(_measure(union, GREY, theta) for theta in (wide, narrow)), strict=True)
+    assert all(inside)
+    assert not _measure(union, GREY, wide + narrow)[1]
+    assert list(map(float, sizes)) == [pytest.approx(1.0), pytest.approx(0.45)]
+    assert not _measure(union.with_radius(0.4), GREY, narrow)[1]
 
 
 def test_union_candidates_are_the_parts_own_steps():
     x, g = image(), noise(1)
     union = Union(PARTS)
-    theta = union.project(x, noise(2, 0.1))
-    sizes = jnp.asarray([0.01, 0.1, 0.05])
-    found = jax.jit(union.candidates)(x, theta, g, sizes)
+    theta = _project(union, x, noise(2, 0.1))[0]
+    sizes = np.float32([0.01, 0.1, 0.05])
+    found = call(union, "candidates", x, theta, g, sizes)
     for i, part in enumerate(PARTS):
-        np.testing.assert_allclose(found[i], part.project(x, part.ascend(x, theta, g, sizes[i])), atol=1e-6)
-        assert part.contains(x, found[i])
+        np.testing.assert_allclose(
+            found[i], _project(part, x, call(part, "ascend", x, theta, g, sizes[i]))[0], atol=1e-6
+        )
+        assert _measure(part, x, found[i])[1]
 
 
 def test_union_ascends_along_the_candidate_that_gains_most():
     x, g = image(), noise(1)
     union = Union(PARTS)
-    theta = jnp.zeros(SHAPE)
-    moved = jax.jit(union.ascend)(x, theta, g, jnp.asarray(0.2))
-    found = union.candidates(x, theta, g, 0.2 * jnp.asarray([0.1, 0.8, 2.0]))
-    gains = jnp.sum(g[None] * found, (1, 2, 3))
-    np.testing.assert_allclose(jnp.vdot(g, moved), gains.max(), rtol=1e-5)
-    assert union.contains(x, moved)
+    moved = call(union, "ascend", x, ZEROS, g, np.float32(0.2))
+    found = call(union, "candidates", x, ZEROS, g, np.float32([0.02, 0.16, 0.4]))
+    gains = np.sum(g[None] * found, (1, 2, 3))
+    np.testing.assert_allclose(np.vdot(g, moved), gains.max(), rtol=1e-5)
+    assert _measure(union, x, moved)[1]
 
 
 def test_union_maximiser_is_the_best_of_the_parts():
     x, g = image(), noise(1)
-    best = jax.jit(Union(PARTS).maximise)(x, g)
-    np.testing.assert_allclose(jnp.vdot(g, best), max(float(jnp.vdot(g, p.maximise(x, g))) for p in PARTS), rtol=1e-5)
+    best = call(Union(PARTS), "maximise", x, g)
+    np.testing.assert_allclose(np.vdot(g, best), max(np.vdot(g, call(p, "maximise", x, g)) for p in PARTS), rtol=1e-5)
 
 
 def test_union_starts_come_from_every_part():
-    x = jnp.full(SHAPE, 0.5)
-    union = Union((Linf(0.01), L0(2)))
-    sample = jax.jit(jax.vmap(union.sample, (0, None)))
-    theta = np.asarray(sample(jax.random.split(jax.random.key(0), 100), x))
+    theta = mapped(Union((Linf(0.01), L0(2))), "sample", (0, None), jax.random.split(jax.random.key(0), 100), GREY)
     sparse = (np.abs(theta) > 0.02).any((1, 2, 3))
     assert 25 < sparse.sum() < 75
 
@@ -205,13 +210,13 @@ def test_union_starts_come_from_every_part():
 def test_weighted_sums_are_feasible(seed, scale, weight):
     """Every part in its share of the budget, the sum in the box: measured without the set's own `contains`."""
     rng = np.random.default_rng(seed)
-    x = jnp.asarray(np.round(rng.random(SHAPE), rng.integers(0, 3)), jnp.float32)
+    x = np.round(rng.random(SHAPE), rng.integers(0, 3)).astype(np.float32)
     both = weighted_sum((Linf(0.3), L1(4.0)), (np.float32(weight), np.float32(1 - weight)))
-    theta = tuple(jnp.asarray(rng.normal(size=SHAPE) * scale, jnp.float32) for _ in range(2))
+    theta = tuple((rng.normal(size=SHAPE) * scale).astype(np.float32) for _ in range(2))
     (first, second), _, moved = _project(both, x, theta)
-    assert float(jnp.abs(first).max()) <= 0.3 * weight + 1e-6
-    assert float(jnp.abs(second).sum()) <= 4 * (1 - weight) + 1e-4
-    total = np.asarray(x + first + second)
+    assert float(np.abs(first).max()) <= 0.3 * weight + 1e-6
+    assert float(np.abs(second).sum()) <= 4 * (1 - weight) + 1e-4
+    total = x + first + second
     assert total.min() >= -1e-6
     assert total.max() <= 1 + 1e-6
     np.testing.assert_allclose(moved, total, atol=2e-6)
@@ -228,53 +233,53 @@ def test_order_in_the_box_costs_no_image():
     less = np.where(opposed, np.minimum(np.abs(first), np.abs(second)), 0)
     small = [part - np.sign(part) * less for part in (first, second)]
     parts = (Linf(np.abs(first).max()), L1(np.abs(second).sum()))
-    both, theta = weighted_sum(parts, (1.0, 1.0)), tuple(jnp.asarray(part, jnp.float32) for part in small)
-    x = jnp.asarray(x, jnp.float32)
-    assert both.contains(x, theta)
-    np.testing.assert_allclose(both.apply(x, theta), x + first + second, atol=1e-6)
+    both, theta = weighted_sum(parts, (1.0, 1.0)), tuple(part.astype(np.float32) for part in small)
+    x = x.astype(np.float32)
+    assert call(both, "contains", x, theta)
+    np.testing.assert_allclose(call(both, "apply", x, theta), x + first + second, atol=1e-6)
 
 
 def test_the_transform_comes_after_the_noise():
     """A quarter turn of the noisy image is the noisy image, turned."""
-    x = jnp.asarray(np.random.default_rng(0).random((5, 5, 1)), jnp.float32)
+    x = np.random.default_rng(0).random((5, 5, 1)).astype(np.float32)
     both = weighted_sum((Linf(0.4), RotationTranslation(rotation=180.0)), (0.5, 0.5))
-    delta = both.parts[0].project(x, noise(1, 1.0, (5, 5, 1)))
-    turn = jax.tree.map(jnp.zeros_like, both.parts[1].init(x))
+    delta = call(both.parts[0], "project", x, noise(1, 1.0, (5, 5, 1)))
+    turn = jax.tree.map(np.zeros_like, call(both.parts[1], "init", x))
     assert float(both.parts[0].radius) == pytest.approx(0.2)
-    np.testing.assert_allclose(both.apply(x, (delta, turn)), x + delta, atol=1e-6)
-    turned = both.parts[1].sample(jax.random.key(0), x)
-    np.testing.assert_allclose(both.apply(x, (delta, turned)), both.parts[1].apply(x + delta, turned), atol=1e-6)
+    np.testing.assert_allclose(call(both, "apply", x, (delta, turn)), x + delta, atol=1e-6)
+    turned = call(both.parts[1], "sample", jax.random.key(0), x)
+    expected = call(both.parts[1], "apply", x + delta, turned)
+    np.testing.assert_allclose(call(both, "apply", x, (delta, turned)), expected, atol=1e-6)
 
 
 def test_affine_weights_are_drawn_and_kept():
     x = image()
     affine = Affine(PARTS)
-    theta = _sample(affine, jax.random.key(0), x)
-    other = _sample(affine, jax.random.key(1), x)
+    theta, other = (call(affine, "sample", jax.random.key(seed), x) for seed in (0, 1))
     assert not np.allclose(theta[0], other[0])
-    pulled = affine.pullback(x, theta, noise(0))
-    moved = affine.ascend(x, theta, pulled, jnp.asarray(5.0))
+    pulled = call(affine, "pullback", x, theta, noise(0))
+    moved = call(affine, "ascend", x, theta, pulled, np.float32(5.0))
     (weights, deltas), inside, _ = _project(affine, x, moved)
     np.testing.assert_allclose(weights, theta[0], rtol=1e-6)
     assert inside
     for weight, part, delta in zip(weights, PARTS, deltas, strict=True):
-        assert float(part.size(x, delta)) <= float(weight) * part.radius * (1 + 1e-5)
+        assert float(_measure(part, x, delta)[0]) <= float(weight) * part.radius * (1 + 1e-5)
 
 
 def test_affine_size_is_the_smallest_radius_with_weights():
-    x = jnp.full(SHAPE, 0.5)
     affine = Affine((Linf(0.2), L1(4.0)))
-    deltas = (jnp.zeros(SHAPE).at[0, 0].set(0.1), jnp.zeros(SHAPE).at[1, 1].set(0.4))  # halves and tenths
-    assert float(affine.size(x, (jnp.asarray([0.5, 0.5]), deltas))) == pytest.approx(0.6)
-    just = (jnp.asarray([0.5 / 0.6, 0.1 / 0.6]), deltas)
-    assert affine.with_radius(0.6001).contains(x, just)
-    assert not affine.with_radius(0.599).contains(x, just)
-    assert not affine.contains(x, (jnp.asarray([0.9, 0.4]), deltas))  # weights off the simplex
+    deltas = (spike((0, 0), 0.1), spike((1, 1), 0.4))  # halves and tenths
+    assert float(_measure(affine, GREY, (np.float32([0.5, 0.5]), deltas))[0]) == pytest.approx(0.6)
+    just = (np.float32([0.5 / 0.6, 0.1 / 0.6]), deltas)
+    assert _measure(affine.with_radius(0.6001), GREY, just)[1]
+    assert not _measure(affine.with_radius(0.599), GREY, just)[1]
+    assert not _measure(affine, GREY, (np.float32([0.9, 0.4]), deltas))[1]  # weights off the simplex
 
 
 def test_simplex_weights_are_uniform():
     """Every weight of a uniform point of the simplex of m corners has mean 1/m and variance (m−1)/(m²(m+1))."""
-    weights = np.asarray(jax.vmap(lambda key: simplex_weights(key, 3))(jax.random.split(jax.random.key(0), 4000)))
+    draw = compiled(jax.vmap(lambda key: simplex_weights(key, 3)))
+    weights = draw(jax.random.split(jax.random.key(0), 4000))
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
     assert weights.min() > 0
     np.testing.assert_allclose(weights.mean(0), 1 / 3, atol=0.02)
@@ -332,7 +337,7 @@ def test_attacks_run_on_combinations(combination):
     network = tiny.dense_classifier()
     images, labels = tiny.images_and_labels(network)
     found = attacks.run(attacks.pgd(combination, steps=3), network, images, labels, key=jax.random.key(0))
-    assert jax.vmap(combination.contains)(images, found.parameters).all()
+    assert mapped(combination, "contains", 0, images, found.parameters).all()
     assert found.success[:-1].any()
 
 

@@ -8,6 +8,7 @@ import pytest
 import jaxrobust as jr
 from jaxrobust.sets import Wasserstein, WassersteinOTT, WassersteinSinkhorn
 from jaxrobust.transport import allowed, identity, offsets, windows
+from tests.compiled import call, compiled, mapped
 from tests.published import published
 from tests.references import transport as reference
 from tests.tiny import images_and_labels, linear_classifier
@@ -16,30 +17,52 @@ NUMBER = {tuple(offset): j for j, offset in enumerate(offsets(3).tolist())}
 
 
 SHAPE = (5, 4, 2)  # that tests share, since a program takes seconds to compile
+GREY = np.full((3, 4, 1), 0.5, np.float32)
 
 
-@jax.jit
-def project(ball, x, theta):
-    return ball.project(x, theta)
+@compiled
+def stepped(ball, x, noise, share):
+    """A step of so many radii from the identity, projected."""
+    far = ball.ascend(x, ball.init(x), windows(noise, ball.kernel), share * ball.radius)
+    return ball.project(x, far)
 
 
-@jax.jit
-def maximise(ball, x, gradient):
-    return ball.maximise(x, gradient)
+@compiled
+def maximise(ball, x, noise):
+    return ball.maximise(x, windows(noise, ball.kernel))
 
 
-def trials(ball, x, key):
+@compiled
+def measured(ball, x, theta):
+    """Whether it is a member, its image and its size."""
+    return ball.contains(x, theta), ball.apply(x, theta), ball.size(x, theta)
+
+
+def normal(shape, seed):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def trials(ball, x, seed):
     """Members by every way there is: projected from near and far, best in two directions, between them."""
-    noise = [windows(jax.random.normal(k, x.shape), ball.kernel) for k in jax.random.split(key)]
-    near, far = (ball.ascend(x, ball.init(x), noise[0], jnp.float32(share * ball.radius)) for share in (0.1, 100))
+    noise = normal((2, *x.shape), seed)
     best = [maximise(ball, x, n) for n in noise]
-    return [project(ball, x, near), project(ball, x, far), *best, (best[0] + best[1]) / 2]
+    return [*(stepped(ball, x, noise[0], np.float32(share)) for share in (0.1, 100)), *best, (best[0] + best[1]) / 2]
 
 
 def moved(x, source, offset, mass, plan=None):
     """A plan, by default the identity, that moves some more mass of one pixel."""
-    plan = identity(x, 3) if plan is None else plan
-    return plan.at[4, *source, 0].add(-mass).at[NUMBER[offset], *source, 0].add(mass)
+    plan = still(x) if plan is None else plan.copy()
+    plan[4, *source, 0] -= mass
+    plan[NUMBER[offset], *source, 0] += mass
+    return plan
+
+
+def still(x):
+    """The plan that moves nothing."""
+    return np.array(_identity(x, 3))
+
+
+_identity = compiled(identity, static_argnums=1)
 
 
 @pytest.mark.parametrize("p", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -47,84 +70,89 @@ def moved(x, source, offset, mass, plan=None):
 def test_images_lie_in_the_ball_by_linear_programming(p, full):
     for seed, radius in enumerate([0.02, 0.1, 0.5]):
         rng = np.random.default_rng(seed)
-        x = jnp.asarray(np.where(rng.random(SHAPE) < full, 1, rng.random(SHAPE)), jnp.float32)
+        x = np.where(rng.random(SHAPE) < full, 1, rng.random(SHAPE)).astype(np.float32)
         ball = Wasserstein(radius, p=p, kernel=3)
-        for theta in trials(ball, x, jax.random.key(seed)):
-            assert ball.contains(x, theta)
-            image = ball.apply(x, theta)
+        for theta in trials(ball, x, seed):
+            inside, image, size = measured(ball, x, theta)
+            assert inside
             np.testing.assert_allclose(image.sum((0, 1)), x.sum((0, 1)), rtol=1e-5)
             true = reference.distance(x, image, p, 3)
             assert true <= radius * (1 + 1e-4) + 1e-6
-            assert true <= ball.size(x, theta) * (1 + 1e-4) + 1e-6
+            assert true <= size * (1 + 1e-4) + 1e-6
             assert reference.distance(x, image, p) <= true * (1 + 1e-4) + 1e-6
 
 
 def test_best_member_spends_the_radius():
-    x = jnp.asarray(np.random.default_rng(0).random(SHAPE) / 2, jnp.float32)
+    x = (np.random.default_rng(0).random(SHAPE) / 2).astype(np.float32)
     ball = Wasserstein(0.05, kernel=3)
-    best = maximise(ball, x, windows(jax.random.normal(jax.random.key(0), x.shape), 3))
-    np.testing.assert_allclose(reference.distance(x, ball.apply(x, best), 1, 3), 0.05, rtol=1e-3)
+    best = maximise(ball, x, normal(x.shape, 0))
+    np.testing.assert_allclose(reference.distance(x, measured(ball, x, best)[1], 1, 3), 0.05, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("offset", "p", "cost"), [((0, 1), 1, 1), ((0, 1), 2, 1), ((1, 1), 1, 2**0.5), ((1, 1), 2, 2), ((-1, 0), 2, 1)]
 )
 def test_size_of_a_move(offset, p, cost):
-    x = jnp.full((3, 4, 1), 0.5)
     ball = Wasserstein(0.1, p=p, kernel=3)
-    theta = moved(x, (1, 1), offset, 0.3)
-    np.testing.assert_allclose(ball.size(x, theta), cost * 0.3 / 6, rtol=1e-6)
-    np.testing.assert_allclose(reference.distance(x, ball.apply(x, theta), p, 3), cost * 0.3 / 6, rtol=1e-5)
+    _, image, size = measured(ball, GREY, moved(GREY, (1, 1), offset, 0.3))
+    np.testing.assert_allclose(size, cost * 0.3 / 6, rtol=1e-6)
+    np.testing.assert_allclose(reference.distance(GREY, image, p, 3), cost * 0.3 / 6, rtol=1e-5)
 
 
 def test_contains_measures_every_limit():
-    x = jnp.full((3, 4, 1), 0.5)
-    ball = Wasserstein(0.1, kernel=3)  # 0.6 of mass by one pixel
-    assert ball.contains(x, moved(x, (1, 1), (0, 1), 0.5))
-    assert ball.contains(x, moved(x, (1, 1), (0, 1), 0.1))
-    assert not ball.contains(x, moved(x, (0, 0), (0, 1), 0.4, moved(x, (2, 2), (0, -1), 0.4)))  # too far
-    assert not ball.contains(x, moved(x, (0, 0), (-1, 0), 0.1))  # out of the image
-    assert not ball.contains(x, moved(x, (1, 1), (0, 1), -0.1))  # negative
-    assert not ball.contains(x, moved(x, (1, 1), (0, 1), 0.55))  # more than there is
-    assert not ball.contains(x, identity(x, 3).at[4, 0, 0, 0].add(0.01))  # out of nothing
-    bright = jnp.full((3, 4, 1), 0.9)
-    assert not ball.contains(bright, moved(bright, (1, 1), (0, 1), 0.2))  # above 1
+    x, ball = GREY, Wasserstein(0.1, kernel=3)  # 0.6 of mass by one pixel
+
+    def contains(theta, x=x):
+        return measured(ball, x, theta)[0]
+
+    assert contains(moved(x, (1, 1), (0, 1), 0.5))
+    assert contains(moved(x, (1, 1), (0, 1), 0.1))
+    assert not contains(moved(x, (0, 0), (0, 1), 0.4, moved(x, (2, 2), (0, -1), 0.4)))  # too far
+    assert not contains(moved(x, (0, 0), (-1, 0), 0.1))  # out of the image
+    assert not contains(moved(x, (1, 1), (0, 1), -0.1))  # negative
+    assert not contains(moved(x, (1, 1), (0, 1), 0.55))  # more than there is
+    more = still(x)
+    more[4, 0, 0, 0] += 0.01
+    assert not contains(more)  # out of nothing
+    bright = np.full_like(x, 0.9)
+    assert not contains(moved(bright, (1, 1), (0, 1), 0.2), bright)  # above 1
 
 
 def test_black_and_full_images_cannot_change():
     ball = Wasserstein(0.5, kernel=3)
-    for x in (jnp.zeros(SHAPE), jnp.ones(SHAPE)):
-        for theta in trials(ball, x, jax.random.key(0)):
-            assert ball.contains(x, theta)
-            np.testing.assert_allclose(ball.apply(x, theta), x, atol=2e-6)
+    for x in (np.zeros(SHAPE, np.float32), np.ones(SHAPE, np.float32)):
+        for theta in trials(ball, x, 0):
+            inside, image, _ = measured(ball, x, theta)
+            assert inside
+            np.testing.assert_allclose(image, x, atol=2e-6)
 
 
 def test_channels_keep_their_mass_but_share_the_budget():
-    x = jnp.zeros(SHAPE).at[..., 0].set(0.5)
+    x = np.zeros(SHAPE, np.float32)
+    x[..., 0] = 0.5
     ball = Wasserstein(0.2, kernel=3)
-    for theta in trials(ball, x, jax.random.key(1)):
-        image = ball.apply(x, theta)
+    for theta in trials(ball, x, 1):
+        image = measured(ball, x, theta)[1]
         assert float(image[..., 1].max()) == 0
         np.testing.assert_allclose(image[..., 0].sum(), 10, rtol=1e-5)
 
 
 def test_steps_are_measured_against_a_full_pixel():
     """The steepest move gains stride · size/radius; gradients at pixels without mass do not count."""
-    x = jnp.full((3, 4, 1), 0.5).at[0, 0].set(0)
-    gradient = jnp.ones((9, 3, 4, 1)).at[0, 0, 0].set(1e6).at[3, 1, 1].set(-4)
+    x, gradient = GREY.copy(), np.ones((9, *GREY.shape), np.float32)
+    x[0, 0], gradient[0, 0, 0], gradient[3, 1, 1] = 0, 1e6, -4
     for radius in (0.01, 0.1):
         ball = Wasserstein(radius, kernel=3, stride=2.0)
-        step = ball.ascend(x, ball.init(x), gradient, jnp.float32(radius / 4)) - ball.init(x)
+        step = call(ball, "ascend", x, still(x), gradient, np.float32(radius / 4)) - still(x)
         np.testing.assert_allclose(step[3, 1, 1, 0], -0.5, rtol=1e-6)
         np.testing.assert_allclose(step[2, 1, 1, 0], 0.125, rtol=1e-6)
 
 
 def test_distance_counts_what_is_moved_differently():
-    x = jnp.full((3, 4, 1), 0.5)
-    ball = Wasserstein(0.1, kernel=3)
+    x, ball = GREY, Wasserstein(0.1, kernel=3)
     right, down = moved(x, (1, 1), (0, 1), 0.3), moved(x, (1, 1), (1, 0), 0.2)
-    np.testing.assert_allclose(ball.distance(x, right, down), 0.5 / 6, rtol=1e-6)
-    assert reference.distance(ball.apply(x, right), ball.apply(x, down), 1) <= 0.5 / 6
+    np.testing.assert_allclose(call(ball, "distance", x, right, down), 0.5 / 6, rtol=1e-6)
+    assert reference.distance(*(measured(ball, x, theta)[1] for theta in (right, down)), 1) <= 0.5 / 6
 
 
 @pytest.mark.slow
@@ -141,7 +169,7 @@ def test_attacks_lower_the_margin_of_a_linear_model(rng):
         jr.attacks.frank_wolfe(ball, steps=20, loss="margin"),
     ):
         result = jr.attacks.run(attack, model, jnp.asarray(images), jnp.asarray(labels), key=jax.random.key(0))
-        assert jax.vmap(ball.contains)(jnp.asarray(images), result.parameters).all()
+        assert mapped(ball, "contains", 0, images, result.parameters).all()
         losses.append(np.asarray(result.loss))
     clean = np.sort(np.asarray(model(images)), 1)
     assert (losses[0] > (clean[:, -2] - clean[:, -1])).all()
@@ -185,13 +213,14 @@ def test_attacks_on_mnist_conserve_mass_and_fool():
 def test_what_is_sent_less_than_nothing_is_no_refund(ball):
     """A plan may have entries of −1e-6 by rounding: many of them would pay for a tenth of the radius here."""
     found = ball(0.002, p=2, kernel=5)
-    x = jnp.full((10, 10, 1), 0.5)
+    x = np.full((10, 10, 1), 0.5, np.float32)
     inside = np.broadcast_to(allowed(x.shape, 5), (25, 10, 10, 1))
     plan = np.where(inside, np.float32(-9e-7), 0)
     plan[13] = np.where(inside[13], 1.1 * 0.002 * 50 / 90, 0)  # to the right
     plan[12] = x - np.delete(plan, 12, 0).sum(0)
-    assert float(found.size(x, jnp.asarray(plan))) >= 1.1 * 0.002
-    assert not found.contains(x, jnp.asarray(plan))
+    contained, _, size = measured(found, x, plan)
+    assert float(size) >= 1.1 * 0.002
+    assert not contained
     honest = np.maximum(plan, 0)
     honest[12] = x - np.delete(honest, 12, 0).sum(0)
-    assert found.with_radius(1.11 * 0.002).contains(x, jnp.asarray(honest))
+    assert measured(found.with_radius(1.11 * 0.002), x, honest)[0]

@@ -1,7 +1,5 @@
 """Fog, Gabor noise and snow against slow float64 implementations of their definitions."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,19 +8,22 @@ from scipy import optimize
 
 from jaxrobust.sets import weather
 from jaxrobust.sets.weather import Fog, Gabor, Snow
+from tests.compiled import call, compiled
 from tests.references import unforeseen
 
 KEY = jax.random.key(4)
-X = jnp.asarray(np.random.default_rng(0).random((9, 12, 3)) * [0.9, 0.5, 0.7], jnp.float32)
+STILL = np.zeros((7, 13, 13), np.float32)
+X = (np.random.default_rng(0).random((9, 12, 3)) * [0.9, 0.5, 0.7]).astype(np.float32)
 
 
-kernel_of = jax.jit(lambda key: weather._gabor_kernel(key, jnp.float32))
-streaks_of = jax.jit(lambda key: weather._streaks(key, jnp.float32))
+# with the numbers that they draw
+kernel_of = compiled(lambda key: (weather._gabor_kernel(key, jnp.float32), jax.random.uniform(key, (4,))))
+streaks_of = compiled(lambda key: (weather._streaks(key, jnp.float32), jax.random.uniform(key, (5, 7, 1, 1))))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def call(perturbation_set, method, *arguments):
-    return getattr(perturbation_set, method)(*arguments)
+def like(tree, value):
+    """A pytree of these shapes, all of one number."""
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, value, leaf.dtype), tree)
 
 
 def test_fog_is_diamond_square():
@@ -44,10 +45,10 @@ def test_fog_map_has_the_published_sizes():
 
 
 def test_fog_without_displacements_or_light_is_finite():
-    flat = jax.tree.map(lambda level: jnp.full(level.shape, 0.5), jax.eval_shape(Fog(128.0).init, X))
+    flat = like(jax.eval_shape(Fog(128.0).init, X), 0.5)
     np.testing.assert_array_equal(call(Fog(128.0), "density", X, flat[0]), 0)
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(call(Fog(128.0), "pullback", X, flat, X)))
-    black = jnp.zeros_like(X)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(call(Fog(128.0), "pullback", X, flat, X)))
+    black = np.zeros_like(X)
     np.testing.assert_array_equal(call(Fog(0.0), "apply", black, flat), black)
     np.testing.assert_allclose(call(Fog(0.0), "apply", X, flat), X / X.max((0, 1), keepdims=True), rtol=1e-6)
 
@@ -89,25 +90,26 @@ def test_gabor_kernel_is_a_sum_of_gabor_functions():
     seen = set()
     for seed in range(8):
         key = jax.random.key(seed)
-        side, width, wave, turn = np.asarray(jax.random.uniform(key, (4,)), float)
+        kernel, drawn = kernel_of(key)
+        side, width, wave, turn = drawn.astype(float)
         sides = int(1 + 10 * side)
         expected = unforeseen.gabor_kernel(sides, 0.1 + 0.3 * width, 3 + 2.75 * wave, np.pi * turn)
-        np.testing.assert_allclose(kernel_of(key), expected, atol=2e-5)
+        np.testing.assert_allclose(kernel, expected, atol=2e-5)
         seen.add(sides)
     assert len(seen) > 3
 
 
 def test_gabor_moves_only_its_places():
-    gabor, x = Gabor(25.0), jnp.zeros((28, 14, 1))
+    gabor, x = Gabor(25.0), np.zeros((28, 14, 1), np.float32)
     values, drawn = call(gabor, "sample", KEY, x)
-    assert jnp.sum(drawn["mask"]) == 28  # one in fourteen
-    assert jnp.all((values == 0) == (drawn["mask"] == 0))
-    ones = jax.tree.map(jnp.ones_like, (values, drawn))
-    moved = call(gabor, "project", x, call(gabor, "ascend", x, (values, drawn), ones, jnp.asarray(50.0)))
+    assert np.sum(drawn["mask"]) == 28  # one in fourteen
+    assert np.all((values == 0) == (drawn["mask"] == 0))
+    ones = like((values, drawn), 1)
+    moved = call(gabor, "project", x, call(gabor, "ascend", x, (values, drawn), ones, np.float32(50.0)))
     np.testing.assert_array_equal(moved[0], drawn["mask"])
     np.testing.assert_array_equal(moved[1]["kernel"], drawn["kernel"])
-    assert not call(gabor, "contains", x, (moved[0] + 0.5 * (1 - drawn["mask"]), drawn))
-    nothing = call(gabor, "apply", x, (jnp.zeros_like(values), drawn))
+    assert not call(gabor, "contains", x, (moved[0] + np.float32(0.5) * (1 - drawn["mask"]), drawn))
+    nothing = call(gabor, "apply", x, (np.zeros_like(values), drawn))
     np.testing.assert_array_equal(nothing, x)
 
 
@@ -125,8 +127,9 @@ def test_snow():
 def test_snow_streaks_are_lines():
     for seed in range(5):
         key = jax.random.key(seed)
-        draws = np.asarray(jax.random.uniform(key, (5, 7, 1, 1)), float)[..., 0, 0]
-        for found, (down, across, width, blur, _) in zip(streaks_of(key), draws.T, strict=True):
+        streaks, draws = streaks_of(key)
+        draws = draws.astype(float)[..., 0, 0]
+        for found, (down, across, width, blur, _) in zip(streaks, draws.T, strict=True):
             width = [1, 3, 5][int(width >= 0.6) + int(width >= 0.9)]
             line = unforeseen.streak(int(2 + 5 * down), int(2 + 5 * across), width)
             line = line[:, ::-1] if draws[4, 0] < 0.5 else line
@@ -135,9 +138,9 @@ def test_snow_streaks_are_lines():
 
 def test_snow_projection_is_nearest(rng):
     """On one lattice of 3 x 2 flakes, against a quadratic programme."""
-    x = jnp.zeros((12, 8, 1))
+    x = np.zeros((12, 8, 1), np.float32)
     far = rng.normal(0.4, 0.4, (7, 3, 2))
-    found = np.asarray(call(Snow(1.0), "project", x, (jnp.asarray(far, jnp.float32), jnp.zeros((7, 13, 13))))[0])
+    found = np.asarray(call(Snow(1.0), "project", x, (far.astype(np.float32), STILL))[0])
     for plane, near in zip(far, found, strict=True):
         budget = {"type": "ineq", "fun": lambda v: 0.2 - v.mean()}
         solved = optimize.minimize(
@@ -148,33 +151,33 @@ def test_snow_projection_is_nearest(rng):
 
 def test_snow_budget_holds_in_every_block():
     """13 x 9 flakes make blocks of 8 x 8, 8 x 1, 5 x 8 and 5 x 1."""
-    x = jnp.zeros((52, 36, 1))
-    intensity = call(Snow(1.0), "project", x, (jnp.ones((7, 13, 9)), jnp.zeros((7, 13, 13))))[0]
+    x = np.zeros((52, 36, 1), np.float32)
+    intensity = call(Snow(1.0), "project", x, (np.ones((7, 13, 9), np.float32), STILL))[0]
     np.testing.assert_allclose(intensity, 0.2, atol=1e-6)
 
 
 def test_snow_takes_colour_or_grey():
-    grey, theta = jnp.full((4, 4, 1), 0.2), (jnp.zeros((7, 1, 1)), jnp.zeros((7, 13, 13)))
-    np.testing.assert_allclose(Snow(1.0).apply(grey, theta), 0.75 * 0.2 + 0.25 * 0.8, rtol=1e-6)
+    grey, theta = np.full((4, 4, 1), 0.2, np.float32), (np.zeros((7, 1, 1), np.float32), STILL)
+    np.testing.assert_allclose(call(Snow(1.0), "apply", grey, theta), 0.75 * 0.2 + 0.25 * 0.8, rtol=1e-6)
     with pytest.raises(ValueError, match="1 or 3 channels for Snow; got 2"):
-        Snow(1.0).apply(jnp.zeros((4, 4, 2)), theta)
+        call(Snow(1.0), "apply", np.zeros((4, 4, 2), np.float32), theta)
 
 
 @pytest.mark.parametrize("perturbation_set", [Fog(512.0), Gabor(25.0), Snow(0.25)], ids=str)
 def test_the_strength_is_given_and_steps_are_relative(perturbation_set):
     theta = call(perturbation_set, "sample", KEY, X)
-    assert perturbation_set.size(X, theta) == perturbation_set.radius
-    ones = jax.tree.map(jnp.ones_like, theta)
-    moved = call(perturbation_set, "ascend", X, theta, ones, jnp.asarray(0.01 * perturbation_set.radius, jnp.float32))
+    assert call(perturbation_set, "size", X, theta) == perturbation_set.radius
+    ones = like(theta, 1)
+    moved = call(perturbation_set, "ascend", X, theta, ones, np.float32(0.01 * perturbation_set.radius))
     for before, after in zip(jax.tree.leaves(theta[0]), jax.tree.leaves(moved[0]), strict=True):
         np.testing.assert_allclose(after - before, 0.01, atol=1e-6)
     for before, after in zip(jax.tree.leaves(theta[1]), jax.tree.leaves(moved[1]), strict=True):
         np.testing.assert_array_equal(after, before)
-    still = call(perturbation_set.with_radius(0.0), "ascend", X, theta, ones, jnp.asarray(0.0))
+    still = call(perturbation_set.with_radius(0.0), "ascend", X, theta, ones, np.float32(0.0))
     np.testing.assert_array_equal(still[0][0], theta[0][0])
     pulled = call(perturbation_set, "pullback", X, theta, X)
-    assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(pulled[0]))
-    assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(pulled[1]))
+    assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(pulled[0]))
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(pulled[1]))
 
 
 def test_bad_arguments():
