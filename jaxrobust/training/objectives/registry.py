@@ -98,6 +98,7 @@ register(
     lambda attack: awp(adversarial(attack)),
     cost="that of the objective within + 1 fb",
     use="Around `adversarial` or `trades`, against robust overfitting.",
+    alone=False,
 )
 register(
     "free",

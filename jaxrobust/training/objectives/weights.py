@@ -36,7 +36,8 @@ class AWP:
         ascent = jax.grad(loss)(jax.lax.stop_gradient(learner.params))
         if learner.axis_name is not None:
             ascent = jax.lax.psum(ascent, learner.axis_name)
-        gamma = jnp.where(jnp.asarray(learner.step) >= jnp.asarray(self.start), jnp.asarray(self.gamma, jnp.float32), 0)
+        begun = jnp.asarray(learner.step, jnp.float32) >= jnp.asarray(self.start, jnp.float32)
+        gamma = jnp.where(begun, jnp.asarray(self.gamma, jnp.float32), 0)
         moved = jax.tree.map(lambda w, d: w + jax.lax.stop_gradient(_move(w, d, gamma)), learner.params, ascent)
         losses, aux = self.objective.outer(keys, dataclasses.replace(learner, params=moved), batch, crafted)
         return losses, merged(found, aux)
