@@ -84,7 +84,7 @@ class ObjectiveCase:
         if extreme:
             images = np.round(images.mean((1, 2, 3), keepdims=True)) * np.ones_like(images)
         labels = rng.integers(0, self.classes, 8).astype(np.int32)
-        return jax.tree.map(jnp.asarray, Batch(images, labels, np.ones(8, np.float32), np.arange(8, dtype=np.int32)))
+        return jax.tree.map(jnp.asarray, Batch(images, labels, np.ones(8, bool), np.arange(8, dtype=np.int32)))
 
     @functools.cached_property
     def result(self) -> Any:
@@ -254,7 +254,7 @@ def padding_does_not_matter(case: ObjectiveCase) -> None:
     for filling in (0.2, 0.9):
         images = jnp.where(mask[:, None, None, None], batch.images, filling)
         labels = jnp.where(mask, batch.labels, int(filling > 0.5))
-        found.append(case.step(batch._replace(images=images, labels=labels, mask=jnp.asarray(mask, jnp.float32))))
+        found.append(case.step(batch._replace(images=images, labels=labels, mask=jnp.asarray(mask))))
     near(found[1], found[0], "with another padding, ", atol=1e-6)
 
 

@@ -251,7 +251,7 @@ def total(values: Any, batch: Any, axis_name: str | None) -> Any:
     """
     values = jax.lax.stop_gradient(values)
     if batch.mask is not None:
-        mask = (batch.mask > 0).reshape(-1, *(1,) * (values.ndim - 1))
+        mask = batch.mask.astype(bool).reshape(-1, *(1,) * (values.ndim - 1))
         values = jnp.where(mask, values, 0)
     found = values.sum(0)
     return found if axis_name is None else jax.lax.psum(found, axis_name)

@@ -149,7 +149,7 @@ def _raised(weights: Any, losses: Any, rate: Number) -> Any:
 def _highest(losses: PerExample, batch: Any, axis_name: str | None) -> Any:
     """The highest of unpadded examples of all devices."""
     if batch.mask is not None:
-        losses = jnp.where(batch.mask > 0, losses, -jnp.inf)
+        losses = jnp.where(batch.mask.astype(bool), losses, -jnp.inf)
     highest = jnp.max(losses)
     return highest if axis_name is None else jax.lax.pmax(highest, axis_name)
 

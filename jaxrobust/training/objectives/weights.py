@@ -31,7 +31,7 @@ class AWP:
 
         def loss(params: Any) -> Any:
             losses, _ = self.objective.outer(keys, dataclasses.replace(learner, params=params), batch, crafted)
-            return jnp.sum(losses if batch.mask is None else losses * batch.mask)
+            return jnp.sum(losses if batch.mask is None else jnp.where(batch.mask.astype(bool), losses, 0))
 
         ascent = jax.grad(loss)(jax.lax.stop_gradient(learner.params))
         if learner.axis_name is not None:
