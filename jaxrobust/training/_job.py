@@ -18,6 +18,7 @@ from jaxrobust.data import Batch, Loader
 from jaxrobust.models.adapters import Trainable
 from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
+from jaxrobust.training._placement import Placement, placement
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.objectives.core import Objective, inner_attacks
 from jaxrobust.training.step import Augment, TrainState, first_memory
@@ -41,6 +42,7 @@ class Job(NamedTuple):
     held_out: Any
     attack: Any
     augment: Augment | None
+    placement: Placement | None  # over several devices
     step_key: Key
     validation_key: Key
     steps_per_epoch: int
@@ -128,6 +130,8 @@ def prepare(
     validation_attack: Any,
     augment: Augment | None,
     *,
+    devices: int | list[Any] | None,
+    mapping: str,
     saved: bool,
     run_id: str | None,
 ) -> tuple[Job, Loop]:
@@ -187,6 +191,7 @@ def prepare(
         held_out=held_out,
         attack=validation_attack,
         augment=augment,
+        placement=placement(devices, mapping, config.batch_size),
         step_key=step_key,
         validation_key=validation_key,
         steps_per_epoch=len(loader) * replays,

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +75,8 @@ def fit(
     validation_data: Any = None,
     validation_attack: Any = None,
     augment: Augment | None = None,
+    devices: int | list[Any] | None = None,
+    mapping: Literal["shard_map", "pmap"] = "shard_map",
     run_dir: str | os.PathLike[str] | None = None,
     run_id: str | None = None,
     progress: bool = True,
@@ -98,6 +100,9 @@ def fit(
         validation_attack: what robust accuracy is measured with; None takes PGD-10 on the set of the objective's
             attack (of several attacks the worst), or no attack where the objective has none.
         augment: `(key, images, index) -> images`, pure, on a batch, before the attack; see `jaxrobust.data.augment`.
+        devices: how many of the local devices share every batch, or which; None for all of an accelerator's and one of
+            a CPU's. The numbers are those of one device to rounding; batch statistics are of the whole batch.
+        mapping: whether the step is mapped over them by `jax.shard_map` or by `jax.pmap`; both do the same.
         run_dir: where to log and checkpoint, or None for neither.
         run_id: a name of your own for the run, by which `run_dir` is known where something in the network, objective,
             augmentation or configuration cannot be recognised in another process (a connection, a lock) or changes as
@@ -138,6 +143,8 @@ def fit(
         validation_data,
         validation_attack,
         augment,
+        devices=devices,
+        mapping=mapping,
         saved=run_dir is not None,
         run_id=run_id,
     )
@@ -185,17 +192,21 @@ def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> None:
     started = time.perf_counter() - progress.seconds
     where = "" if disk is None else f"The last checkpoint in {str(disk.folder)!r} is from before. "
     unread: list[dict[str, Any]] = []
+    placement = job.placement
+    train = loop.train if placement is None else placement.place(loop.train)
     for batch in _replayed(job, progress.epoch, progress.batch):
-        loop.train, metrics = _step(
+        train, metrics = (_step if placement is None else placement.step)(
             _warmed_up(job, progress.step),
             job.trainable,
             job.optimizer,
-            loop.train,
+            train,
             batch,
             job.step_key,
             np.float32(config.ema_decay or 0.0),
             augment=job.augment,
         )
+        if placement is None:
+            loop.train = train
         unread.append(metrics)
         progress.batch += 1
         progress.step += 1
@@ -211,9 +222,13 @@ def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> None:
             progress.read_metrics(unread, where)
             unread.clear()
             progress.seconds = time.perf_counter() - started
+            if placement is not None:
+                loop.train = placement.gathered(train)
             disk.save(loop)
             disk.stop_if_terminated(loop)
     progress.read_metrics(unread, where)
+    if placement is not None:
+        loop.train = placement.gathered(train)
     progress.seconds = time.perf_counter() - started
 
 

@@ -67,7 +67,7 @@ class Learner:
         """
         if self.axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))
-        logits, state = self.trainable.train(self.params, self.state, images, key)
+        logits, state = self.trainable.train(self.params, self.state, images, key, self.axis_name)
         return logits, dataclasses.replace(self, state=state)
 
     def evaluate(self, images: Images) -> Any:
@@ -95,7 +95,7 @@ class Learner:
         params, state = jax.lax.stop_gradient((self.params, self.state))
         if mode == "eval":
             return self.trainable.classifier(params, state)
-        return Classifier(_BatchStatistics(self.trainable), (params, state, key))
+        return Classifier(_BatchStatistics(self.trainable, self.axis_name), (params, state, key))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +103,11 @@ class _BatchStatistics:
     """The forward pass in training mode, as a classifier's `apply`."""
 
     trainable: Trainable
+    axis_name: str | None
 
     def __call__(self, numbers: Any, images: Any) -> Any:
         params, state, key = numbers
-        return self.trainable.train(params, state, images, key)[0]
+        return self.trainable.train(params, state, images, key, self.axis_name)[0]
 
 
 class Aux(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ __all__ = ["REGISTRY", "Entry", "register"]
 class Entry(NamedTuple):
     """A registered objective: the public function that makes it, an example made from a gradient attack, what a step
     costs (fb: a forward and backward pass of the batch, f: a forward pass, S: steps of an attack, m: attacks), what it
-    is to be used for, and whether an example's loss is its own, whatever else is in the batch.
+    is to be used for, whether an example's loss is its own, whatever else is in the batch, and where it is from.
     """
 
     factory: Callable[..., Any]
@@ -37,6 +38,7 @@ class Entry(NamedTuple):
     cost: str
     use: str
     alone: bool
+    reference: str
 
 
 # every law of the tests runs over it
@@ -44,7 +46,14 @@ REGISTRY: dict[str, Entry] = {}
 
 
 def register(
-    name: str, factory: Callable[..., Any], make: Callable[[Any], Any], *, cost: str, use: str, alone: bool = True
+    name: str,
+    factory: Callable[..., Any],
+    make: Callable[[Any], Any],
+    *,
+    cost: str,
+    use: str,
+    alone: bool = True,
+    reference: str = "",
 ) -> None:
     """Enter an objective into the table over which laws are tested and tables are made.
 
@@ -55,6 +64,7 @@ def register(
         cost: passes of a step, see `Entry`.
         use: what it is recommended for, in a sentence.
         alone: whether an example's loss is its own, whatever else is in the batch.
+        reference: where it is from, if not what the docstring of `factory` cites first.
 
     Raises:
         ValueError: the name is taken.
@@ -65,7 +75,8 @@ def register(
     """
     if name in REGISTRY:
         raise ValueError(f"name must be new in the registry of objectives; got {name!r} again")
-    REGISTRY[name] = Entry(factory, make, cost, use, alone)
+    cited = re.search(r"arXiv:\d+\.\d+", factory.__doc__ or "")
+    REGISTRY[name] = Entry(factory, make, cost, use, alone, reference or (cited[0] if cited else ""))
 
 
 def _teacher(images: Any) -> Any:
@@ -86,6 +97,7 @@ register(
     lambda attack: adversarial(attack, only_attack_correct=True),
     cost="S (fb + f) with `attacks.fast_lpa`, 1 f, then 1 fb",
     use="Perceptual training, robust to unseen attacks: `attacks.fast_lpa(sets.Perceptual(0.5), steps=10)`.",
+    reference="arXiv:2006.12655",
 )
 register("mixed", mixed, mixed, cost="S fb, then 2 fb", use="Where clean accuracy counts as much.")
 register(
@@ -131,6 +143,7 @@ for _combine in COMBINATIONS:
         lambda attack, combine=_combine: several(attack, attack.with_radius(0.05), combine=combine),
         cost=_cost,
         use=_use,
+        reference={"random": "arXiv:2002.04784", "errors": "arXiv:2105.12508"}.get(_combine, ""),
     )
 register(
     "extreme_norms",
