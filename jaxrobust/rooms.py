@@ -160,8 +160,8 @@ def _objectives(things: dict[str, Any]) -> tuple[list[str], set[str]]:
         rows.append((f"`{registered}`", f"`{name}`", first, entry.cost, entry.use, entry.reference))
     note = (
         "An objective is made from an attack, as in `training.trades(attacks.pgd(sets.Linf(8 / 255), steps=10))`, and "
-        "goes to `fit` or `train_step`. **Cost** of a step: fb is a forward and backward pass of the batch, f a forward "
-        "one, S the attack's steps, m the number of attacks; a set's own work comes on top. Spectral normalisation is "
+        "goes to `fit` or `train_step`. **Cost** of a step: fb is a forward and backward pass of the batch, f a forward"
+        " one, S the attack's steps, m the number of attacks; a set's own work comes on top. Spectral normalisation is "
         "a layer of the network's, `flax.nnx.SpectralNorm`; `parseval` and `clip_weights` are Optax transformations."
     )
     head = ("objective", "made by", "what it minimises", "cost", "use", "reference")
