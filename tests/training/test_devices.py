@@ -80,5 +80,5 @@ def test_a_run_goes_on_with_another_number_of_devices(name, mapping, tmp_path):
     ],
 )
 def test_bad_input(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error"):
         run(**options)

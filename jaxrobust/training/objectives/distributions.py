@@ -154,7 +154,7 @@ def _highest(losses: PerExample, batch: Any, axis_name: str | None) -> Any:
     return highest if axis_name is None else jax.lax.pmax(highest, axis_name)
 
 
-def wrm(gamma: Number = 1 / 2.6, *, steps: int = 15, craft_bn: CraftMode = "eval") -> WRM:
+def wrm(*, gamma: Number = 1 / 2.6, steps: int = 15, craft_bn: CraftMode = "eval") -> WRM:
     """Wasserstein DRO by a price: min_θ E sup_{x'} ℓ(f_θ(x'), y) − γ ‖x' − x‖².
 
     x' is found by ascent of ℓ/(2γ) − ½‖x' − x‖²: one step of the gradient at x, then steps of (t + 2)^{-½}. For

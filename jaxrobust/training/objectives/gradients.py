@@ -141,7 +141,7 @@ def gradient_penalty(
     return GradientPenalty(_checks.number("weight", weight), norm, against)
 
 
-def cure(weight: Number = 4.0, *, step: Number | None = None, variant: Literal["code", "paper"] = "code") -> CURE:
+def cure(*, weight: Number = 4.0, step: Number | None = None, variant: Literal["code", "paper"] = "code") -> CURE:
     """CURE: min_θ E [ℓ + λ ‖∇ℓ(x + h z) − ∇ℓ(x)‖], z = sign ∇ℓ/‖sign ∇ℓ‖₂, by the network in evaluation mode.
 
     Args:

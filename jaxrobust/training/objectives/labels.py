@@ -28,7 +28,7 @@ class Smoothed:
     def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Objective`."""
         logits, learner = learner.train(batch.images, Keys.of(key).dropout)
-        soft = soft_labels(jax.lax.stop_gradient(logits), batch.labels, self.kind, self.temperature)
+        soft = soft_labels(jax.lax.stop_gradient(logits), batch.labels, self.kind, temperature=self.temperature)
         amount = jnp.asarray(self.amount, logits.dtype)
         target = (1 - amount) * jax.nn.one_hot(batch.labels, logits.shape[1], dtype=logits.dtype) + amount * soft
         losses = -jnp.sum(target * jax.nn.log_softmax(logits), axis=1)
@@ -55,6 +55,7 @@ def soft_labels(
     logits: Float[Array, "batch classes"],
     labels: Int[Array, " batch"],
     kind: Literal["sls", "als", "bals", "sbls"],
+    *,
     temperature: Number = 1e-2,
 ) -> Float[Array, "batch classes"]:
     """The distribution s that a smoothed label has a share of.

@@ -266,7 +266,7 @@ def adversarial_logit_pairing(attack: Any, *, weight: Number = 0.5, craft_bn: Cr
     return Mixed(attack, 0.0, 0.0, _checks.choice("craft_bn", craft_bn, ("eval", "batch")), pairing=weight)
 
 
-def logit_squeezing(weight: Number = 0.5) -> Squeezed:
+def logit_squeezing(*, weight: Number = 0.5) -> Squeezed:
     """Logit squeezing: min_θ E [ℓ(f_θ(x), y) + λ ‖z(x)‖²/2], whose gradients mislead attacks: a negative control.
 
     Args:
@@ -279,7 +279,7 @@ def logit_squeezing(weight: Number = 0.5) -> Squeezed:
         ValueError: if `weight` is negative.
 
     Example:
-        >>> float(logit_squeezing(0.1).weight)
+        >>> float(logit_squeezing(weight=0.1).weight)
         0.1
 
     Reference:

@@ -148,7 +148,7 @@ for _combine in COMBINATIONS:
 register(
     "extreme_norms",
     extreme_norms,
-    lambda attack: extreme_norms(attack.set.radius, 1.0, steps=3),
+    lambda attack: extreme_norms(linf=attack.set.radius, l1=1.0, steps=3),
     cost="S fb + 1 f, then 1 fb",
     use="l∞, l1 and l2 at once: fine-tune a network that is robust in one of them for 3 epochs.",
 )

@@ -177,7 +177,7 @@ def several(
     return Several(attacks, combine, smoothing, craft_bn, clean_metric)
 
 
-def extreme_norms(linf: Number = 8 / 255, l1: Number = 12.0, *, steps: int = 10) -> Several:
+def extreme_norms(*, linf: Number = 8 / 255, l1: Number = 12.0, steps: int = 10) -> Several:
     """E-AT: training on l∞ and l1 alone, whose convex hull has the l2 ball between them, for robustness to all three.
 
     APGD on the cross-entropy, trained on the point of highest loss; of the two norms that with more errors is drawn

@@ -85,7 +85,7 @@ def awp(objective: Any, *, gamma: Number = 0.01, start: Number = 0) -> AWP:
     return AWP(objective, _checks.number("gamma", gamma), _checks.number("start", start))
 
 
-def clip_weights(bound: Number = 0.01) -> optax.GradientTransformation:
+def clip_weights(*, bound: Number = 0.01) -> optax.GradientTransformation:
     """An Optax transformation, to come last in a chain, after which every weight lies in [−c, c].
 
     Args:
@@ -98,7 +98,7 @@ def clip_weights(bound: Number = 0.01) -> optax.GradientTransformation:
         ValueError: if `bound` is not positive.
 
     Example:
-        >>> rule = optax.chain(optax.sgd(0.1), clip_weights(0.01))
+        >>> rule = optax.chain(optax.sgd(0.1), clip_weights(bound=0.01))
         >>> params = jnp.array([0.02, -0.5])
         >>> updates, _ = rule.update(jnp.zeros(2), rule.init(params), params)
         >>> optax.apply_updates(params, updates).tolist()
@@ -111,7 +111,7 @@ def clip_weights(bound: Number = 0.01) -> optax.GradientTransformation:
     return _towards(lambda weights: jnp.clip(weights, -bound, bound))
 
 
-def parseval(beta: Number = 3e-4) -> optax.GradientTransformation:
+def parseval(*, beta: Number = 3e-4) -> optax.GradientTransformation:
     """An Optax transformation, to come last in a chain: W ← (1 + β) W − β W Wᵀ W, towards orthogonal rows.
 
     A singular value s moves to s (1 + β − β s²), and so to 1 from anywhere in (0, √((2+β)/β)). Kernels are unfolded
@@ -128,7 +128,7 @@ def parseval(beta: Number = 3e-4) -> optax.GradientTransformation:
         ValueError: if `beta` is not positive.
 
     Example:
-        >>> rule = optax.chain(optax.sgd(0.1), parseval(0.1))
+        >>> rule = optax.chain(optax.sgd(0.1), parseval(beta=0.1))
         >>> params = 0.5 * jnp.eye(2)
         >>> updates, _ = rule.update(jnp.zeros((2, 2)), rule.init(params), params)
         >>> float(optax.apply_updates(params, updates)[0, 0])
