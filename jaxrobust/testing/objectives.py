@@ -205,7 +205,7 @@ def neighbours_do_not_matter(case: ObjectiveCase) -> None:
     part = jax.tree.map(lambda leaf: leaf[order], case.batch())
     losses, aux = case.run(case.learner(), part)
     near(losses, case.result[0][order], "losses in another batch", atol=1e-5, rtol=1e-5)
-    near(aux.means, jax.tree.map(lambda leaf: leaf[order], dict(case.result[1].means)), "means", atol=1e-5)
+    near(aux.means, jax.tree.map(lambda leaf: leaf[order], dict(case.result[1].means)), "means", atol=1e-4)
 
 
 @law(OBJECTIVE_LAWS)

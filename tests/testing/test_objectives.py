@@ -7,12 +7,18 @@ from jaxrobust.sets import L2, Linf
 from jaxrobust.testing.objectives import OBJECTIVE_LAWS, ObjectiveCase
 
 ATTACK = attacks.pgd(Linf(0.1), steps=2)
-CASES = {name: ObjectiveCase(entry.make(ATTACK), alone=entry.alone) for name, entry in training.REGISTRY.items()}
+# from a start so near x, signs of the gradient are rounding's, which several devices do otherwise
+SMOOTH = attacks.pgd(L2(0.5), steps=2)
+NEAR = {"trades", "mart", "awp"}
+CASES = {
+    name: ObjectiveCase(entry.make(SMOOTH if name in NEAR else ATTACK), alone=entry.alone)
+    for name, entry in training.REGISTRY.items()
+}
 RANDOM = attacks.rs_fgsm(Linf(0.1))
 CASES |= {
     "batch": ObjectiveCase(training.adversarial(RANDOM, craft_bn="batch")),
     "unlike": ObjectiveCase(training.several(RANDOM, attacks.fgsm(L2(0.5)), combine="errors")),
-    "awp_trades": ObjectiveCase(training.awp(training.trades(ATTACK), gamma=0.005), alone=False),
+    "awp_trades": ObjectiveCase(training.awp(training.trades(SMOOTH), gamma=0.005), alone=False),
 }
 QUICK = {"standard", "adversarial", "several_errors", "free", "reweighted_cvar"}
 PARAMETERS = [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in CASES]
