@@ -40,6 +40,14 @@ def number(name: str, value: Any, *, low: float = 0.0, high: float = np.inf) -> 
     return array[()]
 
 
+def positive(name: str, value: Any) -> Any:
+    """A `number` that is not 0 either."""
+    value = number(name, value)
+    if isinstance(value, (np.number, np.ndarray)) and not np.all(value > 0):
+        raise ValueError(f"{name} must be > 0; got {value}")
+    return value
+
+
 def _is_unreal(value: Any) -> bool:
     """Whether it is certainly no real number, nor an array of them."""
     if isinstance(value, (np.ndarray, np.generic)) or (isinstance(value, jax.Array) and not is_traced(value)):

@@ -60,7 +60,7 @@ def page(room: str) -> str:
         f"Written by `python -m jaxrobust.rooms --write` from docstrings. All names stand in `jaxrobust.{room}`."
     )
     lines = [f"# {room.capitalize()}", "", about, "", written_by, ""]
-    special = {"sets": _sets, "models": _models, "testing": _laws}.get(room)
+    special = {"sets": _sets, "models": _models, "testing": _laws, "training": _objectives}.get(room)
     told: set[str] = set()
     if special is not None:
         section, told = special(things)
@@ -146,6 +146,26 @@ def _laws(things: dict[str, Any]) -> tuple[list[str], set[str]]:
         rows = [(f"`{name}`", _first(law)) for name, law in things[table].items()]
         lines += [f"`{check}`:", "", *_table(("law", "what it says"), rows), ""]
     return lines[:-1], set()
+
+
+def _objectives(things: dict[str, Any]) -> tuple[list[str], set[str]]:
+    """The objectives that are registered, with what a step costs and what each is for."""
+    from jaxrobust.training import REGISTRY
+
+    rows, told = [], set()
+    for registered, entry in REGISTRY.items():
+        name = entry.factory.__name__
+        first = "" if name in told else _first(entry.factory)
+        told.add(name)
+        rows.append((f"`{registered}`", f"`{name}`", first, entry.cost, entry.use, entry.reference))
+    note = (
+        "An objective is made from an attack, as in `training.trades(attacks.pgd(sets.Linf(8 / 255), steps=10))`, and "
+        "goes to `fit` or `train_step`. **Cost** of a step: fb is a forward and backward pass of the batch, f a forward"
+        " one, S the attack's steps, m the number of attacks; a set's own work comes on top. Spectral normalisation is "
+        "a layer of the network's, `flax.nnx.SpectralNorm`; `parseval` and `clip_weights` are Optax transformations."
+    )
+    head = ("objective", "made by", "what it minimises", "cost", "use", "reference")
+    return [note, "", *_table(head, rows)], told
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:

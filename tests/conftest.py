@@ -49,7 +49,9 @@ def pytest_runtest_setup(item):
     `JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest` lets all do so.
     """
     if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
-        many = item.path.parent.name in ("sets", "attacks", "evaluate") or item.path.name == "test_criteria.py"
+        many = (
+            item.path.parent.name in ("sets", "attacks", "evaluate", "testing") or item.path.name == "test_criteria.py"
+        )
         slow, realdata = (item.get_closest_marker(name) is not None for name in ("slow", "realdata"))
         jax.config.update("jax_disable_most_optimizations", not slow or (many and not realdata))
 

@@ -178,12 +178,10 @@ def registered():
     made |= {f"criterion {n}": functools.partial(make, labels, labels + 1) for n, make in CRITERIA.items()}
     made |= {f"loss {name}": functools.partial(lambda loss: loss, loss) for name, loss in losses.LOSSES.items()}
     made |= {f"schedule {n}": functools.partial(training.schedule, n, 0.1, 100) for n in training.SCHEDULES}
-    linf, l2 = attacks.pgd(sets.Linf(0.1)), attacks.pgd(sets.L2(0.5))
+    made |= {
+        f"objective {n}": lambda e=entry: e.make(attacks.pgd(sets.Linf(0.1))) for n, entry in training.REGISTRY.items()
+    }
     return made | {
-        "standard": training.standard,
-        "adversarial": lambda: training.adversarial(linf),
-        "mixed": lambda: training.mixed(linf),
-        "several": lambda: training.several(linf, l2),
         "config": training.TrainConfig,
         "flip": lambda: augment.random_flip,
         "crop": lambda: functools.partial(augment.random_crop, padding=2),

@@ -471,7 +471,9 @@ def test_specs():
     assert [attack.steps for attack in group.attacks.values()] == [3, 5]
 
 
-@pytest.mark.parametrize("what", [pytest.param("attacks", marks=pytest.mark.slow), "sets", "suites", "models", "data"])
+@pytest.mark.parametrize(
+    "what", [pytest.param("attacks", marks=pytest.mark.slow), "sets", "suites", "objectives", "models", "data"]
+)
 def test_lists(what, capsys):
     assert main("list", what) == 0
     listed = capsys.readouterr().out
@@ -479,6 +481,7 @@ def test_lists(what, capsys):
         "attacks": "apgd_t",
         "sets": "wasserstein(",
         "suites": "fab-t",
+        "objectives": "trades",
         "models": "WideResNet",
         "data": "digits",
     }

@@ -107,7 +107,7 @@ def _evaluate(own: argparse.ArgumentParser) -> None:
 
 
 def _list(own: argparse.ArgumentParser) -> None:
-    own.add_argument("what", choices=("attacks", "sets", "suites", "models", "data"))
+    own.add_argument("what", choices=("attacks", "sets", "suites", "objectives", "models", "data"))
 
 
 def _report(own: argparse.ArgumentParser) -> None:
@@ -135,7 +135,7 @@ COMMANDS = {
     "evaluate": Command(
         "evaluate", "robust accuracy of a model: table, results.json, CSV and page", _evaluate, EVALUATE
     ),
-    "list": Command("lists", "what there is: attacks, sets, suites, models, data", _list),
+    "list": Command("lists", "what there is: attacks, sets, suites, objectives, models, data", _list),
     "report": Command("report", "one self-contained HTML page of a run, or of several", _report),
 }
 

@@ -22,7 +22,8 @@ def interrupted(options: argparse.Namespace) -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Print one list."""
-    say({"attacks": _attacks, "sets": _sets, "suites": _suites, "models": _models, "data": _data}[options.what]())
+    lists = {"attacks": _attacks, "sets": _sets, "suites": _suites, "objectives": _objectives, "models": _models}
+    say((lists | {"data": _data})[options.what]())
 
 
 def _attacks() -> str:
@@ -62,6 +63,17 @@ def _suites() -> str:
 
     names = [*suites.SUITES, *suites.UNFORESEEN, "minimal", "pat-cifar10"]
     return _table((name, ", ".join(attacks.suite(name))) for name in names)
+
+
+def _objectives() -> str:
+    from jaxrobust.training import REGISTRY
+
+    entries = ((name, f"[{entry.cost}] {entry.use}") for name, entry in REGISTRY.items())
+    about = (
+        "What training minimises; in brackets the passes of a step: fb forward and backward, f forward, S steps of the "
+        "attack, m attacks. jaxrobust/training/README.md says how each is made."
+    )
+    return f"{_table(entries)}\n\n{textwrap.fill(about, _columns())}"
 
 
 def _models() -> str:

@@ -213,7 +213,7 @@ class Trainable:
         params, state = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, _numbers(network))
         return Trainable(training, evaluation), params, state
 
-    def train(self, params: Any, state: Any, images: Images, key: Key) -> tuple[Any, Any]:
+    def train(self, params: Any, state: Any, images: Images, key: Key, axis_name: str | None = None) -> tuple[Any, Any]:
         """The forward pass in training mode: batch statistics of this batch, dropout drawn from `key`.
 
         Args:
@@ -221,11 +221,17 @@ class Trainable:
             state: the state.
             images: (N, H, W, C) in [0, 1].
             key: seeds every random stream of the network.
+            axis_name: the axis over which devices are mapped, or None; `nnx.BatchNorm` has its statistics of the
+                images of all of them.
 
         Returns:
             Logits (N, K) and the new state, of the same structure.
         """
         network = self.training.network(key, params, state)
+        if axis_name is not None:
+            for _, node in nnx.iter_graph(network):
+                if isinstance(node, nnx.BatchNorm):
+                    node.axis_name = axis_name
         logits = network(images)
         return logits, _numbers(network)[1]
 

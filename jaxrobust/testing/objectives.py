@@ -12,16 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from jaxrobust.data import Batch
 from jaxrobust.models.adapters import Trainable
 from jaxrobust.testing._laws import Laws, chosen, hold, law, near, same
-from jaxrobust.training import Learner, TrainState, train_step
+from jaxrobust.training import Learner, TrainState, first_memory, train_step
 
 __all__ = ["OBJECTIVE_LAWS", "ObjectiveCase", "check_objective"]
 
 # the laws of an objective
 OBJECTIVE_LAWS: Laws = {}
+
+# one object, since a step is compiled for it
+SGD = optax.sgd(0.1)
 
 
 class Mlp(nnx.Module):
@@ -49,16 +54,28 @@ class ObjectiveCase:
         objective: the objective.
         shape: (H, W, C) of the 8 images.
         classes: K of the network.
+        alone: whether an example's loss is said to be its own, whatever else is in the batch.
     """
 
     objective: Any
     shape: tuple[int, ...] = (4, 4, 1)
     classes: int = 3
+    alone: bool = True
 
     def learner(self, **options: Any) -> Any:
         """A network in the middle of its training."""
         trainable, params, state = Trainable.from_nnx(Mlp(int(np.prod(self.shape)), self.classes, **options))
-        return Learner(trainable, params, state)
+        memory = first_memory(self.objective, trainable, params, state, self.batch())
+        return Learner(trainable, params, state, memory=memory)
+
+    def step(self, batch: Batch | None = None, *, devices: int = 1, steps: int = 2, norm: bool = False) -> Any:
+        """State and metrics after a few steps from the same start, each on its share of the devices."""
+        learner, optimizer = self.learner(norm=norm), SGD
+        batch = self.batch() if batch is None else batch
+        state = TrainState.create(learner.params, learner.state, optimizer, memory=learner.memory)
+        for _ in range(steps):
+            state, metrics = _step(self.objective, learner.trainable, optimizer, state, batch, devices)
+        return state, metrics
 
     def batch(self, seed: int = 0, *, extreme: bool = False) -> Batch:
         """Random images and labels, or black and white images."""
@@ -67,7 +84,7 @@ class ObjectiveCase:
         if extreme:
             images = np.round(images.mean((1, 2, 3), keepdims=True)) * np.ones_like(images)
         labels = rng.integers(0, self.classes, 8).astype(np.int32)
-        return jax.tree.map(jnp.asarray, Batch(images, labels, np.ones(8, np.float32), np.arange(8, dtype=np.int32)))
+        return jax.tree.map(jnp.asarray, Batch(images, labels, np.ones(8, bool), np.arange(8, dtype=np.int32)))
 
     @functools.cached_property
     def result(self) -> Any:
@@ -89,6 +106,21 @@ def _gradient(objective: Any, key: Any, learner: Any, batch: Any) -> Any:
         return losses.mean(), (losses, aux)
 
     return jax.grad(loss, has_aux=True)(learner.params)
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "devices"))
+def _step(objective: Any, trainable: Any, optimizer: Any, state: Any, batch: Any, devices: int) -> Any:
+    key = jax.random.fold_in(jax.random.key(0), state.step)
+    if devices == 1:
+        return train_step(objective, trainable, optimizer, state, batch, key)
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:devices])
+
+    def shard(objective: Any, state: Any, batch: Any, key: Any) -> Any:
+        return train_step(objective, trainable, optimizer, state, batch, key, axis_name="data")
+
+    rows = (P(), P(), P("data"), P())
+    mapped = jax.shard_map(shard, mesh=mesh, in_specs=rows, out_specs=P(), check_vma=False)
+    return mapped(objective, state, batch, key)
 
 
 def check_objective(
@@ -167,11 +199,13 @@ def same_key_gives_the_same(case: ObjectiveCase) -> None:
 @law(OBJECTIVE_LAWS)
 def neighbours_do_not_matter(case: ObjectiveCase) -> None:
     """An example has the same loss whatever batch it comes in, if the network has no batch statistics."""
+    if not case.alone:
+        return
     order = np.array([5, 2, 7])
     part = jax.tree.map(lambda leaf: leaf[order], case.batch())
     losses, aux = case.run(case.learner(), part)
     near(losses, case.result[0][order], "losses in another batch", atol=1e-5, rtol=1e-5)
-    near(aux.means, jax.tree.map(lambda leaf: leaf[order], dict(case.result[1].means)), "means", atol=1e-5)
+    near(aux.means, jax.tree.map(lambda leaf: leaf[order], dict(case.result[1].means)), "means", atol=1e-4)
 
 
 @law(OBJECTIVE_LAWS)
@@ -200,14 +234,33 @@ def numbers_never_retrace(case: ObjectiveCase) -> None:
 @law(OBJECTIVE_LAWS)
 def step_is_pure(case: ObjectiveCase) -> None:
     """Two compiled steps from one state are bit-equal, leave it as it was and change the parameters."""
-    optimizer, learner, key = optax.sgd(0.1), case.learner(norm=True), jax.random.key(0)
-    state = TrainState.create(learner.params, learner.state, optimizer)
+    learner, optimizer = case.learner(), SGD
+    state = TrainState.create(learner.params, learner.state, optimizer, memory=learner.memory)
     before = jax.tree.map(np.array, state)
-    step = jax.jit(lambda state: train_step(case.objective, learner.trainable, optimizer, state, case.batch(), key))
-    first, second = step(state), step(state)
+    first, second = (_step(case.objective, learner.trainable, optimizer, state, case.batch(), 1) for _ in range(2))
     near(second, first, "the second step from one state")
     near(jax.tree.map(np.asarray, state), before, "the state after a step from it")
     still = [
         np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (first[0].params, before.params)), strict=True)
     ]
     hold(not all(still), "the parameters are as they were")
+
+
+@law(OBJECTIVE_LAWS)
+def padding_does_not_matter(case: ObjectiveCase) -> None:
+    """What stands in a batch's padding changes neither parameters, nor metrics, nor the memory."""
+    batch, mask = case.batch(), np.arange(8) < 5
+    found = []
+    for filling in (0.2, 0.9):
+        images = jnp.where(mask[:, None, None, None], batch.images, filling)
+        labels = jnp.where(mask, batch.labels, int(filling > 0.5))
+        found.append(case.step(batch._replace(images=images, labels=labels, mask=jnp.asarray(mask))))
+    near(found[1], found[0], "with another padding, ", atol=1e-6)
+
+
+@law(OBJECTIVE_LAWS)
+def devices_make_the_step_of_one(case: ObjectiveCase) -> None:
+    """Shards of the batch on several devices, if there are, give the parameters, metrics and memory of one."""
+    devices = max(n for n in (1, 2, 4) if n <= jax.local_device_count())
+    alone, together = case.step(), case.step(devices=devices)
+    near(together, alone, f"on {devices} devices, ", atol=2e-4, rtol=2e-5)  # signs of an attack may turn by rounding

@@ -2,28 +2,55 @@
 
 from jaxrobust import _public
 from jaxrobust.training.config import TrainConfig as TrainConfig
-from jaxrobust.training.objectives import Adversarial as Adversarial
-from jaxrobust.training.objectives import Aux as Aux
-from jaxrobust.training.objectives import Learner as Learner
-from jaxrobust.training.objectives import Mixed as Mixed
-from jaxrobust.training.objectives import Objective as Objective
-from jaxrobust.training.objectives import Standard as Standard
-from jaxrobust.training.objectives import adversarial as adversarial
-from jaxrobust.training.objectives import mixed as mixed
-from jaxrobust.training.objectives import standard as standard
+from jaxrobust.training.objectives.core import Aux as Aux
+from jaxrobust.training.objectives.core import Crafting as Crafting
+from jaxrobust.training.objectives.core import Learner as Learner
+from jaxrobust.training.objectives.core import Objective as Objective
+from jaxrobust.training.objectives.core import total as total
+from jaxrobust.training.objectives.distributions import group_dro as group_dro
+from jaxrobust.training.objectives.distributions import reweighted as reweighted
+from jaxrobust.training.objectives.distributions import wrm as wrm
+from jaxrobust.training.objectives.divergence import mart as mart
+from jaxrobust.training.objectives.divergence import trades as trades
+from jaxrobust.training.objectives.fast import free as free
+from jaxrobust.training.objectives.fast import grad_align as grad_align
+from jaxrobust.training.objectives.gradients import cure as cure
+from jaxrobust.training.objectives.gradients import gradient_penalty as gradient_penalty
+from jaxrobust.training.objectives.gradients import llr as llr
+from jaxrobust.training.objectives.labels import distilled as distilled
+from jaxrobust.training.objectives.labels import label_smoothing as label_smoothing
+from jaxrobust.training.objectives.labels import soft_labels as soft_labels
+from jaxrobust.training.objectives.plain import Adversarial as Adversarial
+from jaxrobust.training.objectives.plain import Mixed as Mixed
+from jaxrobust.training.objectives.plain import Standard as Standard
+from jaxrobust.training.objectives.plain import adversarial as adversarial
+from jaxrobust.training.objectives.plain import adversarial_logit_pairing as adversarial_logit_pairing
+from jaxrobust.training.objectives.plain import logit_squeezing as logit_squeezing
+from jaxrobust.training.objectives.plain import mixed as mixed
+from jaxrobust.training.objectives.plain import random_strength as random_strength
+from jaxrobust.training.objectives.plain import standard as standard
+from jaxrobust.training.objectives.registry import REGISTRY as REGISTRY
+from jaxrobust.training.objectives.registry import register as register
+from jaxrobust.training.objectives.several import Several as Several
+from jaxrobust.training.objectives.several import extreme_norms as extreme_norms
+from jaxrobust.training.objectives.several import several as several
+from jaxrobust.training.objectives.weights import awp as awp
+from jaxrobust.training.objectives.weights import clip_weights as clip_weights
+from jaxrobust.training.objectives.weights import parseval as parseval
 from jaxrobust.training.schedules import SCHEDULES as SCHEDULES
 from jaxrobust.training.schedules import schedule as schedule
-from jaxrobust.training.several import Several as Several
-from jaxrobust.training.several import several as several
 from jaxrobust.training.step import TrainState as TrainState
+from jaxrobust.training.step import first_memory as first_memory
 from jaxrobust.training.step import train_step as train_step
 from jaxrobust.training.trainer import TrainResult as TrainResult
 from jaxrobust.training.trainer import fit as fit
 
 __all__ = [
+    "REGISTRY",
     "SCHEDULES",
     "Adversarial",
     "Aux",
+    "Crafting",
     "Learner",
     "Mixed",
     "Objective",
@@ -33,12 +60,35 @@ __all__ = [
     "TrainResult",
     "TrainState",
     "adversarial",
+    "adversarial_logit_pairing",
+    "awp",
+    "clip_weights",
+    "cure",
+    "distilled",
+    "extreme_norms",
+    "first_memory",
     "fit",
+    "free",
+    "grad_align",
+    "gradient_penalty",
+    "group_dro",
+    "label_smoothing",
+    "llr",
+    "logit_squeezing",
+    "mart",
     "mixed",
+    "parseval",
+    "random_strength",
+    "register",
+    "reweighted",
     "schedule",
     "several",
+    "soft_labels",
     "standard",
+    "total",
+    "trades",
     "train_step",
+    "wrm",
 ]
 
 

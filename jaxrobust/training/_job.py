@@ -9,17 +9,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from jaxrobust import _inputs, _store, attacks
-from jaxrobust.data import Loader
+from jaxrobust.data import Batch, Loader
 from jaxrobust.models.adapters import Trainable
 from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
+from jaxrobust.training._placement import Placement, placement
 from jaxrobust.training.config import TrainConfig
-from jaxrobust.training.objectives import Objective, inner_attacks
-from jaxrobust.training.step import Augment, TrainState
+from jaxrobust.training.objectives.core import Objective, inner_attacks
+from jaxrobust.training.step import Augment, TrainState, first_memory
 from jaxrobust.types import Classifier, Key
 
 __all__ = ["Disk", "Job", "Loop", "Progress", "prepare"]
@@ -40,9 +42,11 @@ class Job(NamedTuple):
     held_out: Any
     attack: Any
     augment: Augment | None
+    placement: Placement | None  # over several devices
     step_key: Key
     validation_key: Key
     steps_per_epoch: int
+    replays: int  # steps that one batch is trained on
     description: dict[str, Any]  # for a run folder, as is the identity; else both are empty
     identity: dict[str, str]
 
@@ -126,6 +130,8 @@ def prepare(
     validation_attack: Any,
     augment: Augment | None,
     *,
+    devices: int | list[Any] | None,
+    mapping: str,
     saved: bool,
     run_id: str | None,
 ) -> tuple[Job, Loop]:
@@ -155,7 +161,8 @@ def prepare(
             f"got {config.batch_size}"
         )
     loader = Loader(train, config.batch_size, seed=_seed(order_key), drop_last=config.drop_last)
-    total = config.epochs * len(loader)
+    replays = getattr(objective, "replays", 1)
+    total = config.epochs * len(loader) * replays
     optimizer = config.transformation(total)
     description, identity = {}, {}
     if saved:
@@ -184,13 +191,18 @@ def prepare(
         held_out=held_out,
         attack=validation_attack,
         augment=augment,
+        placement=placement(devices, mapping, config.batch_size),
         step_key=step_key,
         validation_key=validation_key,
-        steps_per_epoch=len(loader),
+        steps_per_epoch=len(loader) * replays,
+        replays=replays,
         description=description,
         identity=identity,
     )
-    start = TrainState.create(params, state, optimizer, with_ema=config.ema_decay is not None)
+    count = config.batch_size
+    rows = np.zeros((count, *train.shape), np.float32), np.zeros(count, np.int32), np.ones(count, bool)
+    memory = first_memory(objective, trainable, params, state, Batch(*rows, np.zeros(count, np.int32)))
+    start = TrainState.create(params, state, optimizer, with_ema=config.ema_decay is not None, memory=memory)
     # Bound to its device, as what a checkpoint restores is; else a resumed run would compile its step a second time.
     start = jax.device_put(start, jax.tree.map(lambda array: array.sharding, start))
     previous = jax.tree.map(jnp.array, start) if config.stop_on_overfitting else None

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxrobust.models.adapters import Trainable
-from jaxrobust.training.objectives import Aux, Learner, Objective
+from jaxrobust.training.objectives.core import Aux, Learner, Objective
+from jaxrobust.training.objectives.core import total as total_of
 from jaxrobust.types import Key, pytree
 
-__all__ = ["TrainState", "train_step"]
+__all__ = ["TrainState", "first_memory", "train_step"]
 
 Augment = Callable[..., Any]
 
 
-@pytree("params", "state", "opt_state", "ema", "step")
+@pytree("params", "state", "opt_state", "ema", "step", "memory")
 class TrainState:
     """Everything that changes from step to step.
 
@@ -28,6 +29,7 @@ class TrainState:
         opt_state: the optimiser's state.
         ema: the exponential moving average of (params, state), or None where none is kept.
         step: how many updates were made, int32.
+        memory: what the objective remembers, see `Objective`; None if nothing.
     """
 
     params: Any
@@ -35,10 +37,16 @@ class TrainState:
     opt_state: Any
     ema: Any
     step: Any
+    memory: Any = None
 
     @staticmethod
     def create(
-        params: Any, state: Any, optimizer: optax.GradientTransformation, *, with_ema: bool = False
+        params: Any,
+        state: Any,
+        optimizer: optax.GradientTransformation,
+        *,
+        with_ema: bool = False,
+        memory: Any = None,
     ) -> TrainState:
         """The state before the first step; every array is a copy, so that it may be donated.
 
@@ -47,18 +55,38 @@ class TrainState:
             state: its batch statistics.
             optimizer: makes the optimiser's state.
             with_ema: whether to keep an average, started from the parameters themselves.
+            memory: the first memory of an objective that has one, see `first_memory`.
 
         Returns:
             The state.
         """
         ema = (params, state) if with_ema else None
         opt_state = jax.jit(optimizer.init)(params)
-        return jax.tree.map(jnp.array, TrainState(params, state, opt_state, ema, jnp.int32(0)))
+        return jax.tree.map(jnp.array, TrainState(params, state, opt_state, ema, jnp.int32(0), memory))
 
     @property
     def evaluated(self) -> tuple[Any, Any]:
         """The (params, state) to evaluate: the average where there is one."""
         return (self.params, self.state) if self.ema is None else self.ema
+
+
+def first_memory(objective: Objective, trainable: Trainable, params: Any, state: Any, batch: Any) -> Any:
+    """What an objective remembers before the first step; None for one without a memory.
+
+    Args:
+        objective: see `Objective`.
+        trainable: the network's structure.
+        params: its parameters.
+        state: its batch statistics.
+        batch: the first batch, of all devices together.
+
+    Returns:
+        A pytree of arrays, for `TrainState.create`.
+    """
+    init = getattr(objective, "init", None)
+    batch = jax.tree.map(jnp.asarray, batch)
+    batch = batch._replace(images=_as_float(batch.images))
+    return None if init is None else init(Learner(trainable, params, state), batch)
 
 
 def train_step(
@@ -125,12 +153,23 @@ def train_step(
     batch = batch._replace(images=images)
     total = jnp.maximum(_sum(mask.sum(), axis_name), 1.0)
 
-    def loss_of(params: Any) -> tuple[Any, Aux]:
-        losses, aux = objective(objective_key, Learner(trainable, params, state.state, axis_name), batch)
+    remember = getattr(objective, "remember", None)
+    memory_gradient = getattr(objective, "memory_gradient", False)
+
+    def loss_of(params: Any, memory: Any) -> tuple[Any, Aux]:
+        learner = Learner(trainable, params, state.state, axis_name, memory, state.step)
+        losses, aux = objective(objective_key, learner, batch)
         return (losses * mask).sum() / total, aux
 
-    (loss, aux), gradient = jax.value_and_grad(loss_of, has_aux=True)(_per_device(state.params, axis_name))
-    loss, gradient = _sum((loss, gradient), axis_name)
+    arguments = _per_device((state.params, state.memory), axis_name)
+    which = (0, 1) if memory_gradient else (0,)
+    (loss, aux), gradients = jax.value_and_grad(loss_of, which, has_aux=True)(*arguments)
+    loss, gradients = _sum((loss, gradients), axis_name)
+    gradient = gradients[0]
+    memory = state.memory
+    if remember is not None:
+        sums = {name: total_of(value, batch, axis_name) for name, value in aux.sums.items()}
+        memory = remember(state.memory, sums, gradients[1] if memory_gradient else None)
     with jax.numpy_dtype_promotion("standard"):  # Optax multiplies its int32 step count with floats
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -139,7 +178,7 @@ def train_step(
     means = {name: (value * mask).sum() / total for name, value in aux.means.items()}
     counts = {name: ((mask > 0) & value).sum(dtype=jnp.int32) for name, value in aux.counts.items()}
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient), **_sum({**means, **counts}, axis_name)}
-    return TrainState(params, statistics, opt_state, ema, state.step + 1), metrics
+    return TrainState(params, statistics, opt_state, ema, state.step + 1, memory), metrics
 
 
 def _as_float(images: Any) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +25,7 @@ from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
 from jaxrobust.training._job import Disk, Job, Loop, Progress, prepare
 from jaxrobust.training.config import TrainConfig
-from jaxrobust.training.objectives import Objective, inner_attacks
+from jaxrobust.training.objectives.core import Objective, inner_attacks
 from jaxrobust.training.step import Augment, TrainState, train_step
 from jaxrobust.types import Classifier, Key
 
@@ -73,6 +75,8 @@ def fit(
     validation_data: Any = None,
     validation_attack: Any = None,
     augment: Augment | None = None,
+    devices: int | list[Any] | None = None,
+    mapping: Literal["shard_map", "pmap"] = "shard_map",
     run_dir: str | os.PathLike[str] | None = None,
     run_id: str | None = None,
     progress: bool = True,
@@ -96,6 +100,9 @@ def fit(
         validation_attack: what robust accuracy is measured with; None takes PGD-10 on the set of the objective's
             attack (of several attacks the worst), or no attack where the objective has none.
         augment: `(key, images, index) -> images`, pure, on a batch, before the attack; see `jaxrobust.data.augment`.
+        devices: how many of the local devices share every batch, or which; None for all of an accelerator's and one of
+            a CPU's. The numbers are those of one device to rounding; batch statistics are of the whole batch.
+        mapping: whether the step is mapped over them by `jax.shard_map` or by `jax.pmap`; both do the same.
         run_dir: where to log and checkpoint, or None for neither.
         run_id: a name of your own for the run, by which `run_dir` is known where something in the network, objective,
             augmentation or configuration cannot be recognised in another process (a connection, a lock) or changes as
@@ -136,6 +143,8 @@ def fit(
         validation_data,
         validation_attack,
         augment,
+        devices=devices,
+        mapping=mapping,
         saved=run_dir is not None,
         run_id=run_id,
     )
@@ -172,7 +181,8 @@ def _step(
     ema_decay: Any,
     augment: Augment | None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    key = jax.random.fold_in(key, state.step)
+    # all steps on one batch see one augmentation of it
+    key = jax.random.fold_in(key, state.step // getattr(objective, "replays", 1))
     return train_step(objective, trainable, optimizer, state, batch, key, augment=augment, ema_decay=ema_decay)
 
 
@@ -182,17 +192,21 @@ def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> None:
     started = time.perf_counter() - progress.seconds
     where = "" if disk is None else f"The last checkpoint in {str(disk.folder)!r} is from before. "
     unread: list[dict[str, Any]] = []
-    for batch in job.loader.epoch(progress.epoch, start=progress.batch):
-        loop.train, metrics = _step(
+    placement = job.placement
+    train = loop.train if placement is None else placement.place(loop.train)
+    for batch in _replayed(job, progress.epoch, progress.batch):
+        train, metrics = (_step if placement is None else placement.step)(
             _warmed_up(job, progress.step),
             job.trainable,
             job.optimizer,
-            loop.train,
+            train,
             batch,
             job.step_key,
             np.float32(config.ema_decay or 0.0),
             augment=job.augment,
         )
+        if placement is None:
+            loop.train = train
         unread.append(metrics)
         progress.batch += 1
         progress.step += 1
@@ -208,10 +222,22 @@ def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> None:
             progress.read_metrics(unread, where)
             unread.clear()
             progress.seconds = time.perf_counter() - started
+            if placement is not None:
+                loop.train = placement.gathered(train)
             disk.save(loop)
             disk.stop_if_terminated(loop)
     progress.read_metrics(unread, where)
+    if placement is not None:
+        loop.train = placement.gathered(train)
     progress.seconds = time.perf_counter() - started
+
+
+def _replayed(job: Job, epoch: int, start: int) -> Iterator[Any]:
+    """The batches of an epoch from a step on, each as often as the objective trains on it."""
+    first, done = divmod(start, job.replays)
+    for batch in job.loader.epoch(epoch, start=first):
+        yield from itertools.repeat(batch, job.replays - done)
+        done = 0
 
 
 def _end_epoch(job: Job, loop: Loop) -> None:

@@ -196,6 +196,12 @@ OBJECTIVES = {
     "same_key_gives_the_same": objective("aside", lambda _, losses, *rest: losses + next(counter)),
     "neighbours_do_not_matter": objective("mixed", lambda _, losses, *rest: losses - losses.mean(keepdims=True)),
     "numbers_never_retrace": objective("static"),
+    "padding_does_not_matter": objective(
+        "full", lambda _, losses, *rest: losses * jax.lax.stop_gradient(losses.mean())
+    ),
+    "devices_make_the_step_of_one": objective(
+        "shard", lambda _, losses, *rest: losses * jax.lax.stop_gradient(losses.mean())
+    ),
     "step_is_pure": objective("still", lambda _, losses, *rest: jax.lax.stop_gradient(losses)),
 }
 

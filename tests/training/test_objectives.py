@@ -90,9 +90,9 @@ class Watched(Trainable):
 
     seen: list = dataclasses.field(default_factory=list, hash=False, compare=False)
 
-    def train(self, params, state, images, key):
+    def train(self, params, state, images, key, axis_name=None):
         self.seen.append(images)
-        return super().train(params, state, images, key)
+        return super().train(params, state, images, key, axis_name)
 
 
 @functools.partial(jax.jit, static_argnames="mode")

@@ -21,8 +21,8 @@ from PIL import Image
 from jaxrobust import attacks
 from jaxrobust.data import Dataset, LazyDataset
 from jaxrobust.losses import cross_entropy
-from jaxrobust.sets import Linf
-from jaxrobust.training import TrainConfig, adversarial, fit, standard
+from jaxrobust.sets import L2, Linf
+from jaxrobust.training import TrainConfig, adversarial, fit, free, several, standard
 from jaxrobust.training._run import describe_data
 from tests.training.tiny import Mlp, assert_equal, without_times
 
@@ -99,6 +99,32 @@ def test_an_exception_in_the_middle(reading, undisturbed, tmp_path):
     assert (best, history) == undisturbed[1:]
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert written == result.history
+
+
+REMEMBERING = {
+    "errors": several(attacks.fgsm(Linf(0.1)), attacks.fgsm(L2(0.5)), combine="errors"),
+    "free": free(0.1, replays=3),
+}
+
+
+@pytest.mark.parametrize("name", ["free", pytest.param("errors", marks=pytest.mark.slow)])
+def test_what_an_objective_remembers_is_taken_up_again(name, tmp_path):
+    def event(number):
+        if number == 5:
+            raise Interrupted
+
+    config = dataclasses.replace(CONFIG, epochs=2, checkpoint_every=1)
+    options = {"objective": REMEMBERING[name], "config": config}
+    undisturbed = outcome(run(None, **options))
+    with pytest.raises(Interrupted):
+        run(tmp_path, event=event, **options)
+    networks, best, history = outcome(run(tmp_path, **options))
+    assert_equal(networks, undisturbed[0])
+    assert (best, history) == undisturbed[1:]
+    # 81 examples train, and every batch as often as the objective says
+    assert [row["step"] for row in history] == [
+        5 * getattr(REMEMBERING[name], "replays", 1) * epoch for epoch in (1, 2)
+    ]
 
 
 def test_rows_after_the_last_checkpoint_are_not_kept_twice(undisturbed, tmp_path):

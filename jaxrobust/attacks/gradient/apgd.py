@@ -101,6 +101,15 @@ class AutoPGD(Ascent):
     def __post_init__(self) -> None:
         check_run(self, "random")
 
+    @property
+    def asks_to_last(self) -> int:
+        """All of them, since training takes the peak, as E-AT does."""
+        return self.asks
+
+    def last(self, state: SearchState) -> Image:
+        """The iterate of highest loss, for training."""
+        return self.set.apply(state.x, state.memory.peak.theta)
+
     def _told(self, state: SearchState, loss: Scalar, logits: Array, gradients: Array) -> SearchState:
         """Books the iterate if it is better, then moves on by what the loss has done."""
         gradient = self.set.pullback(state.x, state.theta, finite(gradients[0, 0]))

@@ -27,8 +27,8 @@ class PGD(Ascent):
         step_size: α in the unit of the radius; None takes `relative_step_size` · radius.
         relative_step_size: α as a fraction of the radius.
         restarts: independent runs, ≥ 1 (static); the engine keeps the best.
-        start: "clean", "random" (a sample of the set) or "noise" (a step of `start_size` · radius along Gaussian
-            noise).
+        start: "clean", "random" (a sample of the set), "noise" (a step of `start_size` · radius along Gaussian noise)
+            or "gaussian" (parameters moved by `start_size` · N(0, I), projected, as TRADES and MART do).
         start_size: see `start`.
         momentum: decay μ of the accumulated gradient, normalised by its l1 norm each step; None for none.
         loss: a name of `losses.LOSSES` or a function of (logits (K,), criterion), ascended.
@@ -41,7 +41,7 @@ class PGD(Ascent):
     step_size: Number | None = None
     relative_step_size: Number | None = None
     restarts: int = 1
-    start: Literal["clean", "random", "noise"] = "random"
+    start: Literal["clean", "random", "noise", "gaussian"] = "random"
     start_size: Number | None = None
     momentum: Number | None = None
     loss: Loss = "cross_entropy"
@@ -50,12 +50,14 @@ class PGD(Ascent):
     _method = "gradient ascent"
 
     def __post_init__(self) -> None:
-        check_run(self, "clean", "random", "noise")
+        check_run(self, "clean", "random", "noise", "gaussian")
         _checks.choice("aim", self.aim, ("goal", "least_likely"))
         for name in ("step_size", "relative_step_size", "start_size", "momentum"):
             object.__setattr__(self, name, _checks.number(name, getattr(self, name)))
 
     def _first(self, key: Key, x: Image) -> Any:
+        if self.start == "gaussian":
+            return self.set.project(x, moved(key, self.set.init(x), self.start_size))
         if self.start != "noise":
             return super()._first(key, x)
         identity, noise = self.set.init(x), jax.random.normal(key, x.shape, x.dtype)
@@ -78,6 +80,17 @@ class PGD(Ascent):
             velocity = gradient = jax.tree.map(lambda v, g: decay * v + share * g, velocity, gradient)
         size = scaled(self.step_size, self.relative_step_size, self._radius(x))
         return self.set.project(x, self.set.ascend(x, state.theta, gradient, size)), velocity
+
+
+def moved(key: Key, theta: Any, scale: Any) -> Any:
+    """Parameters moved by scale · N(0, I)."""
+    leaves, tree = jax.tree.flatten(theta)
+    keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(leaves))))
+
+    def move(leaf: Any, key: Key) -> Any:
+        return leaf + jnp.asarray(scale, leaf.dtype) * jax.random.normal(key, leaf.shape, leaf.dtype)
+
+    return jax.tree.map(move, theta, keys)
 
 
 def pgd(
