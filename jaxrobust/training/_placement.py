@@ -14,10 +14,28 @@ from jax.sharding import PartitionSpec as P
 from jaxrobust import _checks, _compile
 from jaxrobust.training.step import train_step
 
-__all__ = ["MAPPINGS", "Placement", "placement"]
+__all__ = ["MAPPINGS", "Placement", "numbered_step", "placement"]
 
 MAPPINGS = ("shard_map", "pmap")
 AXIS = "data"
+
+
+def numbered_step(
+    objective: Any,
+    trainable: Any,
+    optimizer: Any,
+    state: Any,
+    batch: Any,
+    key: Any,
+    ema_decay: Any,
+    augment: Any,
+    axis_name: str | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """`train_step` with the run's key, from which the step's own comes."""
+    # all steps on one batch see one augmentation of it
+    key = jax.random.fold_in(key, state.step // getattr(objective, "replays", 1))
+    options = {"axis_name": axis_name, "augment": augment, "ema_decay": ema_decay}
+    return train_step(objective, trainable, optimizer, state, batch, key, **options)
 
 
 def placement(devices: int | list[Any] | None, mapping: str, batch_size: int) -> Placement | None:
@@ -82,7 +100,7 @@ class Placement:
         self, objective: Any, trainable: Any, optimizer: Any, state: Any, batch: Any, key: Any, decay: Any, augment: Any
     ) -> tuple[Any, dict[str, Any]]:
         """One step on a placed state and a batch of all devices; metrics are of one device, all being equal."""
-        program = _program(self.mapping, self.devices, optimizer, augment)
+        program = _program(self.mapping, self.mesh, optimizer, augment)
         if self.mapping == "shard_map":
             rows = NamedSharding(self.mesh, P(AXIS))
             batch = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), rows), batch)
@@ -94,16 +112,13 @@ class Placement:
 
 
 @functools.lru_cache(maxsize=16)
-def _program(mapping: str, devices: tuple[Any, ...], optimizer: Any, augment: Any) -> Any:
+def _program(mapping: str, mesh: Mesh, optimizer: Any, augment: Any) -> Any:
     def shard(objective: Any, trainable: Any, state: Any, batch: Any, key: Any, decay: Any) -> Any:
-        key = jax.random.fold_in(key, state.step // getattr(objective, "replays", 1))
-        options = {"axis_name": AXIS, "augment": augment, "ema_decay": decay}
-        return train_step(objective, trainable, optimizer, state, batch, key, **options)
+        return numbered_step(objective, trainable, optimizer, state, batch, key, decay, augment, axis_name=AXIS)
 
     if mapping == "pmap":
-        axes = (None, None, 0, 0, None, None)
+        axes, devices = (None, None, 0, 0, None, None), tuple(mesh.devices)
         return jax.pmap(shard, axis_name=AXIS, in_axes=axes, devices=devices, donate_argnums=(2,))
-    mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
     specs = (P(), P(), P(), P(AXIS), P(), P())
     mapped = jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
     return _compile.jit(mapped, donate_argnums=(2,))

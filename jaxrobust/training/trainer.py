@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 import os
@@ -15,18 +14,17 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from tqdm import tqdm
 
 from jaxrobust import _compile, attacks
-from jaxrobust.models.adapters import Trainable
 from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
 from jaxrobust.training._job import Disk, Job, Loop, Progress, prepare
+from jaxrobust.training._placement import numbered_step
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.objectives.core import Objective, inner_attacks
-from jaxrobust.training.step import Augment, TrainState, train_step
+from jaxrobust.training.step import Augment
 from jaxrobust.types import Classifier, Key
 
 __all__ = ["TrainResult", "fit"]
@@ -170,20 +168,7 @@ def fit(
     return _result(job, loop)
 
 
-@functools.partial(_compile.jit, static_argnames=("optimizer", "augment"), donate_argnames=("state",))
-def _step(
-    objective: Any,
-    trainable: Trainable,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    batch: Any,
-    key: Key,
-    ema_decay: Any,
-    augment: Augment | None,
-) -> tuple[TrainState, dict[str, Any]]:
-    # all steps on one batch see one augmentation of it
-    key = jax.random.fold_in(key, state.step // getattr(objective, "replays", 1))
-    return train_step(objective, trainable, optimizer, state, batch, key, augment=augment, ema_decay=ema_decay)
+_step = _compile.jit(numbered_step, static_argnames=("optimizer", "augment"), donate_argnames=("state",))
 
 
 def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> None:

@@ -18,7 +18,7 @@ from jaxrobust.training import Learner, first_memory
 from jaxrobust.training.objectives.several import chances
 from jaxrobust.training.objectives.weights import _move
 from jaxrobust.types import Classifier
-from tests.training.tiny import Linear, Mlp, make_batch, start
+from tests.training.tiny import Linear, Mlp, compiled_step, make_batch, start
 
 PGD = attacks.pgd(Linf(0.1), steps=2)
 FGSM = attacks.fgsm(Linf(0.1))
@@ -56,16 +56,20 @@ def two_classes(seed=0):
     return network, batch, sign * (logits[:, 1] - logits[:, 0]), -sign[:, None] * (kernel[:, 1] - kernel[:, 0])[None]
 
 
+def begun(objective, network, batch, **options):
+    """(trainable, optimizer, state) before the first step, the objective's memory in it."""
+    trainable, optimizer, state = start(network, **options)
+    memory = first_memory(objective, trainable, state.params, state.state, batch)
+    return trainable, optimizer, dataclasses.replace(state, memory=memory)
+
+
 def same_step(first, second, network=None, atol=1e-7):
     """Two objectives make the same step, whatever metrics they report."""
     network, batch = network or Mlp(16, 3, nnx.Rngs(0)), make_batch()
     states = []
     for objective in (first, second):
-        trainable, optimizer, state = start(network)
-        memory = first_memory(objective, trainable, state.params, state.state, batch)
-        state = dataclasses.replace(state, memory=memory)
-        step = jax.jit(training.train_step, static_argnames="optimizer")
-        states.append(step(objective, trainable, optimizer, state, batch, jax.random.key(0))[0].params)
+        trainable, optimizer, state = begun(objective, network, batch)
+        states.append(compiled_step(objective, trainable, optimizer, state, batch, jax.random.key(0))[0].params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), *states)
 
 
@@ -120,15 +124,14 @@ def test_weight_perturbation_raises_the_loss():
 def test_free_training_starts_as_standard_and_its_perturbation_stays_in_the_ball():
     same_step(training.free(0.1), training.standard())
     batch, objective = make_batch(), training.free(0.1)
-    trainable, optimizer, state = start(Mlp(16, 3, nnx.Rngs(0)))
-    memory = first_memory(objective, trainable, state.params, state.state, batch)
-    state = dataclasses.replace(state, memory=memory)
-    step = jax.jit(training.train_step, static_argnames="optimizer")
+    trainable, optimizer, state = begun(objective, Mlp(16, 3, nnx.Rngs(0)), batch)
     _, _, gradient = evaluated_images(trainable, state, batch)
-    state, _ = step(objective, trainable, optimizer, state, batch, jax.random.key(0))
+    state, _ = compiled_step(objective, trainable, optimizer, state, batch, jax.random.key(0))
     np.testing.assert_allclose(state.memory, 0.1 * np.sign(gradient), atol=1e-7)
     for number in range(30):
-        state, metrics = step(objective, trainable, optimizer, state, make_batch(number), jax.random.key(number))
+        state, metrics = compiled_step(
+            objective, trainable, optimizer, state, make_batch(number), jax.random.key(number)
+        )
     assert np.abs(state.memory).max() <= np.float32(0.1)
     assert 0 < metrics["delta_linf"] <= np.float32(0.1) + 1e-6
 
@@ -172,13 +175,10 @@ def test_attacks_are_drawn_as_often_as_they_succeed():
     perfect = {"tried": jnp.array([9.0, 9.0]), "right": jnp.array([9.0, 9.0])}
     np.testing.assert_allclose(chances(perfect), 0.5)
     batch, objective = make_batch(), training.several(FGSM, attacks.fgsm(L2(0.01)), combine="errors")
-    trainable, optimizer, state = start(Mlp(16, 3, nnx.Rngs(0)), optimizer=optax.sgd(0.0))
-    memory = first_memory(objective, trainable, state.params, state.state, batch)
-    state = dataclasses.replace(state, memory=memory)
-    step = jax.jit(training.train_step, static_argnames="optimizer")
+    trainable, optimizer, state = begun(objective, Mlp(16, 3, nnx.Rngs(0)), batch, optimizer=optax.sgd(0.0))
     drawn = []
     for number in range(60):
-        state, metrics = step(objective, trainable, optimizer, state, batch, jax.random.key(number))
+        state, metrics = compiled_step(objective, trainable, optimizer, state, batch, jax.random.key(number))
         drawn.append(float(metrics["chose_0"]))
     tried, right = (np.asarray(state.memory[name]) for name in ("tried", "right"))
     assert tried.sum() == 60 * 8
@@ -362,12 +362,9 @@ def test_one_group_is_plain_training_and_the_worse_group_gains_weight():
     batch = make_batch()
     same_step(training.group_dro(np.zeros(8, int)), training.standard())
     objective = training.group_dro(np.arange(8) % 2, rate=1.0)
-    trainable, optimizer, state = start(Mlp(16, 3, nnx.Rngs(0)))
-    memory = first_memory(objective, trainable, state.params, state.state, batch)
-    np.testing.assert_allclose(memory, 0.5)
-    state = dataclasses.replace(state, memory=memory)
-    step = jax.jit(training.train_step, static_argnames="optimizer")
-    state, _ = step(objective, trainable, optimizer, state, batch, jax.random.key(0))
+    trainable, optimizer, state = begun(objective, Mlp(16, 3, nnx.Rngs(0)), batch)
+    np.testing.assert_allclose(state.memory, 0.5)
+    state, _ = compiled_step(objective, trainable, optimizer, state, batch, jax.random.key(0))
     _, aux, _ = asked(training.group_dro(np.arange(8) % 2), Mlp(16, 3, nnx.Rngs(0)), batch)
     means = np.array([aux.means["mean_loss"][g::2].mean() for g in (0, 1)])
     np.testing.assert_allclose(state.memory, np.exp(means) / np.exp(means).sum(), rtol=1e-5)

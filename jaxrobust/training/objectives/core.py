@@ -23,6 +23,7 @@ __all__ = [
     "Learner",
     "Objective",
     "PerExample",
+    "both_passes",
     "correct",
     "cross_entropies",
     "inner_attacks",
@@ -230,6 +231,25 @@ class Crafting:
             Losses (N,) and an `Aux`.
         """
         raise NotImplementedError
+
+
+def both_passes(keys: Keys, learner: Learner, batch: Any, crafted: Images) -> tuple[Any, Any, Learner, dict[str, Any]]:
+    """The clean and then the adversarial images in training mode.
+
+    Args:
+        keys: the step's keys.
+        learner: the network.
+        batch: see `Objective`.
+        crafted: the adversarial images (N, H, W, C).
+
+    Returns:
+        Logits (N, K) of the clean and of the adversarial images, the learner after both, and `adv_acc`, `clean_acc`.
+    """
+    # with a key of its own, else both passes would drop the same units
+    clean, learner = learner.train(batch.images, jax.random.fold_in(keys.dropout, 1))
+    adversarial, learner = learner.train(crafted, keys.dropout)
+    means = {"adv_acc": correct(adversarial, batch.labels), "clean_acc": correct(clean, batch.labels)}
+    return clean, adversarial, learner, means
 
 
 def merged(first: Aux, second: Aux) -> Aux:

@@ -18,7 +18,7 @@ from jaxrobust.training.objectives.core import (
     Keys,
     Learner,
     PerExample,
-    correct,
+    both_passes,
     cross_entropies,
     smoothed,
 )
@@ -57,12 +57,10 @@ class TRADES(Crafting):
 
     def outer(self, keys: Keys, learner: Learner, batch: Any, crafted: Images) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Crafting`."""
-        clean, learner = learner.train(batch.images, jax.random.fold_in(keys.dropout, 1))
-        adversarial, learner = learner.train(crafted, keys.dropout)
+        clean, adversarial, learner, means = both_passes(keys, learner, batch, crafted)
         apart = jax.vmap(kl_divergence)(adversarial, clean)
         losses = smoothed(clean, batch.labels, self.label_smoothing) + jnp.asarray(self.beta, clean.dtype) * apart
-        means = {"adv_acc": correct(adversarial, batch.labels), "clean_acc": correct(clean, batch.labels), "kl": apart}
-        return losses, Aux(learner.state, means, {})
+        return losses, Aux(learner.state, {**means, "kl": apart}, {})
 
 
 @pytree("attack", "weight")
@@ -76,8 +74,7 @@ class MART(Crafting):
 
     def outer(self, keys: Keys, learner: Learner, batch: Any, crafted: Images) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Crafting`."""
-        clean, learner = learner.train(batch.images, jax.random.fold_in(keys.dropout, 1))
-        adversarial, learner = learner.train(crafted, keys.dropout)
+        clean, adversarial, learner, means = both_passes(keys, learner, batch, crafted)
         true = jax.nn.one_hot(batch.labels, clean.shape[1], dtype=clean.dtype)
         p, q = jax.nn.softmax(clean), jax.nn.softmax(adversarial)
         rival = jnp.max(jnp.where(true > 0, 0, q), axis=1)
@@ -85,8 +82,7 @@ class MART(Crafting):
         apart = jnp.sum(p * (jax.nn.log_softmax(clean) - jnp.log(q + 1e-12)), axis=1)
         doubt = 1.0000001 - jnp.sum(true * p, axis=1)
         losses = boosted + jnp.asarray(self.weight, clean.dtype) * apart * doubt
-        means = {"adv_acc": correct(adversarial, batch.labels), "clean_acc": correct(clean, batch.labels), "kl": apart}
-        return losses, Aux(learner.state, means, {})
+        return losses, Aux(learner.state, {**means, "kl": apart}, {})
 
 
 def trades(attack: Any, *, beta: Number = 6.0, label_smoothing: Number = 0.0, craft_bn: CraftMode = "eval") -> TRADES:

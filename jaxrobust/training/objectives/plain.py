@@ -15,6 +15,7 @@ from jaxrobust.training.objectives.core import (
     Keys,
     Learner,
     PerExample,
+    both_passes,
     correct,
     smoothed,
 )
@@ -105,13 +106,10 @@ class Mixed(Crafting):
 
     def outer(self, keys: Keys, learner: Learner, batch: Any, crafted: Images) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Crafting`."""
-        # with a key of its own, else both passes would drop the same units
-        clean, learner = learner.train(batch.images, jax.random.fold_in(keys.dropout, 1))
-        adversarial, learner = learner.train(crafted, keys.dropout)
+        clean, adversarial, learner, means = both_passes(keys, learner, batch, crafted)
         weight = jnp.asarray(self.weight, clean.dtype)
         losses = weight * smoothed(clean, batch.labels, self.label_smoothing)
         losses += (1 - weight) * smoothed(adversarial, batch.labels, self.label_smoothing)
-        means = {"adv_acc": correct(adversarial, batch.labels), "clean_acc": correct(clean, batch.labels)}
         if self.pairing is not None:
             means["pairing"] = jnp.sum(jnp.square(clean - adversarial), axis=1)
             losses += jnp.asarray(self.pairing, clean.dtype) * means["pairing"]

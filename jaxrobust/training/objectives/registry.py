@@ -208,30 +208,19 @@ register(
 register(
     "wrm", wrm, lambda _: wrm(steps=3), cost="(S + 1) fb, then 1 fb", use="A certificate for all ρ, smooth networks."
 )
-register(
-    "reweighted_cvar",
-    reweighted,
-    lambda _: reweighted("cvar", 0.4),
-    cost="1 fb",
-    use="The worst share of the examples.",
-    alone=False,
-)
-register(
-    "reweighted_kl",
-    reweighted,
-    lambda _: reweighted("kl", 1.0),
-    cost="1 fb",
-    use="A soft maximum of the losses.",
-    alone=False,
-)
-register(
-    "reweighted_chi2",
-    reweighted,
-    lambda _: reweighted("chi2", 1.0),
-    cost="1 fb",
-    use="Little variance of the losses.",
-    alone=False,
-)
+for _kind, _amount, _use in (
+    ("cvar", 0.4, "The worst share of the examples."),
+    ("kl", 1.0, "A soft maximum of the losses."),
+    ("chi2", 1.0, "Little variance of the losses."),
+):
+    register(
+        f"reweighted_{_kind}",
+        reweighted,
+        lambda _, kind=_kind, amount=_amount: reweighted(kind, amount),
+        cost="1 fb",
+        use=_use,
+        alone=False,
+    )
 register(
     "group_dro",
     group_dro,
