@@ -33,6 +33,7 @@ from benchmarks import (
     projection_quality,
     retraces,
     set_costs,
+    train_step,
     wasserstein,
 )
 from benchmarks.harness import NEEDS, REGISTRY, ROOT, Settings, missing
@@ -53,6 +54,7 @@ MODULES = (
     projection_quality,
     wasserstein,
     attack_overhead,
+    train_step,
     autoattack,
     beside_autoattack,
     beside_torchattacks,

@@ -45,15 +45,17 @@ def pytest_configure(config):
 def pytest_runtest_setup(item):
     """Skips most of XLA's optimisations, whose time would be half of the whole, where a test compiles much and small.
 
-    The slow tests of rooms that train or solve, and those on real data, have all of them, and
-    `JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest` lets all do so.
+    The slow tests of rooms that train or solve, and those on real data, have all of them, where the mark `optimised`
+    does not say otherwise, and `JAX_DISABLE_MOST_OPTIMIZATIONS=0 python -m pytest` lets all do so.
     """
     if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
         many = (
             item.path.parent.name in ("sets", "attacks", "evaluate", "testing") or item.path.name == "test_criteria.py"
         )
         slow, realdata = (item.get_closest_marker(name) is not None for name in ("slow", "realdata"))
-        jax.config.update("jax_disable_most_optimizations", not slow or (many and not realdata))
+        mark = item.get_closest_marker("optimised")
+        optimised = mark.args[0] if mark else slow and (realdata or not many)
+        jax.config.update("jax_disable_most_optimizations", not optimised)
 
 
 def pytest_runtest_logfinish():

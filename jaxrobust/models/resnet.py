@@ -52,6 +52,8 @@ class PreActResNet(nnx.Module):
         activation: "relu", "silu" or "softplus".
         mean: subtracted from each channel, by default CIFAR-10's; empty for none.
         std: divides each channel, by default CIFAR-10's; empty for none.
+        remat: whether the backward pass computes what is inside a block anew instead of keeping it: less memory, more
+            time.
         rngs: draws the initial parameters.
 
     Raises:
@@ -79,11 +81,13 @@ class PreActResNet(nnx.Module):
         activation: str = "relu",
         mean: tuple[float, ...] = CIFAR10_MEAN,
         std: tuple[float, ...] = CIFAR10_STD,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         _check_stages(stages, widths)
         stem = widths[0] if stem is None else stem
         self.normalise = Normalise(mean, std, channels=channels)
+        self.remat = remat
         self.act = nonlinearity(activation)
         self.conv1 = _conv(channels, stem, 3, rngs=rngs)
         self.stages = _stages(_PreActBlock, stages, (stem, *widths), self.act, rngs)
@@ -92,7 +96,7 @@ class PreActResNet(nnx.Module):
 
     def activations(self, images: Images) -> tuple[jax.Array, ...]:
         """The output of the first convolution and those of the stages, each (N, h, w, c)."""
-        return _through(self.stages, self.conv1(self.normalise(images)))
+        return _through(self.stages, self.conv1(self.normalise(images)), self.remat)
 
     def __call__(self, images: Images) -> jax.Array:
         """Logits (N, K) of images (N, H, W, C) in [0, 1]."""
@@ -110,6 +114,8 @@ class WideResNet(PreActResNet):
         activation: "relu", "silu" or "softplus".
         mean: subtracted from each channel, by default CIFAR-10's; empty for none.
         std: divides each channel, by default CIFAR-10's; empty for none.
+        remat: whether the backward pass computes what is inside a block anew instead of keeping it: less memory, more
+            time.
         rngs: draws the initial parameters.
 
     Raises:
@@ -134,6 +140,7 @@ class WideResNet(PreActResNet):
         activation: str = "relu",
         mean: tuple[float, ...] = CIFAR10_MEAN,
         std: tuple[float, ...] = CIFAR10_STD,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         blocks, rest = divmod(depth - 4, 6)
@@ -150,6 +157,7 @@ class WideResNet(PreActResNet):
             activation=activation,
             mean=mean,
             std=std,
+            remat=remat,
             rngs=rngs,
         )
 
@@ -172,6 +180,8 @@ class ResNet(nnx.Module):
         activation: "relu", "silu" or "softplus".
         mean: subtracted from each channel, by default ImageNet's; empty for none.
         std: divides each channel, by default ImageNet's; empty for none.
+        remat: whether the backward pass computes what is inside a block anew instead of keeping it: less memory, more
+            time.
         rngs: draws the initial parameters.
 
     Raises:
@@ -199,6 +209,7 @@ class ResNet(nnx.Module):
         activation: str = "relu",
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         if stem_stride not in (1, 2):
@@ -206,6 +217,7 @@ class ResNet(nnx.Module):
         _check_stages(stages, widths)
         self.stem_stride = stem_stride
         self.stem_pool = stem_pool
+        self.remat = remat
         self.act = nonlinearity(activation)
         self.normalise = Normalise(mean, std, channels=channels)
         self.conv1 = _conv(channels, widths[0], 7 if stem_stride == 2 else 3, stem_stride, rngs=rngs)
@@ -227,7 +239,7 @@ class ResNet(nnx.Module):
         stem = self.act(self.bn1(self.conv1(self.normalise(images))))
         if self.stem_pool:
             stem = nnx.max_pool(stem, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        return _through(self.stages, stem)
+        return _through(self.stages, stem, self.remat)
 
 
 class _PreActBlock(nnx.Module):
@@ -290,12 +302,17 @@ def _stages(block: Any, stages: tuple[int, ...], widths: tuple[int, ...], act: A
     return nnx.List(built)
 
 
-def _through(stages: Stages, stem: jax.Array) -> tuple[jax.Array, ...]:
+def _through(stages: Stages, stem: jax.Array, remat: bool) -> tuple[jax.Array, ...]:
     """The stem's output and that of each stage."""
+    call = nnx.remat(_called) if remat else _called
     maps = [stem]
     for stage in stages:
-        maps.append(functools.reduce(lambda value, block: block(value), stage, maps[-1]))
+        maps.append(functools.reduce(lambda value, block: call(block, value), stage, maps[-1]))
     return tuple(maps)
+
+
+def _called(block: Any, value: jax.Array) -> jax.Array:
+    return block(value)
 
 
 def _check_stages(stages: tuple[int, ...], widths: tuple[int, ...]) -> None:

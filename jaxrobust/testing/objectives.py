@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxrobust.data import Batch
-from jaxrobust.models.adapters import Trainable
+from jaxrobust.models.trainable import Trainable
 from jaxrobust.testing._laws import Laws, chosen, hold, law, near, same
 from jaxrobust.training import Learner, TrainState, first_memory, train_step
 

@@ -2,6 +2,7 @@
 
 from jaxrobust import _public
 from jaxrobust.training.config import TrainConfig as TrainConfig
+from jaxrobust.training.monitors import overfitting_metrics as overfitting_metrics
 from jaxrobust.training.objectives.core import Aux as Aux
 from jaxrobust.training.objectives.core import Crafting as Crafting
 from jaxrobust.training.objectives.core import Learner as Learner
@@ -77,6 +78,7 @@ __all__ = [
     "logit_squeezing",
     "mart",
     "mixed",
+    "overfitting_metrics",
     "parseval",
     "random_strength",
     "register",

@@ -6,6 +6,9 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 __all__ = ["Checkpoints"]
 
@@ -13,7 +16,8 @@ __all__ = ["Checkpoints"]
 class Checkpoints:
     """The checkpoints of one run folder, a folder a step; each appears whole or not at all.
 
-    A checkpoint is a pytree of arrays and a JSON value, written together. Use it as a context manager.
+    A checkpoint is a pytree of arrays and a JSON value, written together. Use it as a context manager. Of several
+    processes all call the same methods, with arrays that are equal on each.
 
     Args:
         folder: where they lie; created if need be.
@@ -24,6 +28,10 @@ class Checkpoints:
         # Imported here because it takes a second that a run without a folder need not spend.
         from orbax.checkpoint import v1
 
+        self._writing: Any = None
+        # several processes write arrays that they share
+        mesh = Mesh(np.asarray(jax.devices()), ("all",), axis_types=(AxisType.Auto,))
+        self._everywhere = NamedSharding(mesh, P()) if jax.process_count() > 1 else None
         self._orbax = v1.training.Checkpointer(
             folder.absolute(),
             preservation_policy=v1.training.preservation_policies.LatestN(keep),
@@ -34,7 +42,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._orbax.close()
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
 
     @property
     def latest(self) -> int | None:
@@ -43,15 +54,23 @@ class Checkpoints:
         return None if newest is None else newest.step
 
     def save(self, step: int, tree: Any, progress: Any) -> None:
-        """Write a checkpoint, whole on disk when this returns.
+        """Begin to write a checkpoint; it is whole on disk when the next one begins, or at the context's end.
 
         Args:
             step: its name, larger than that of all before.
-            tree: a pytree of arrays.
+            tree: a pytree of arrays; they may be donated once this returns.
             progress: what else belongs to it, as a JSON value.
         """
-        # Not in the background: on CPU that would read buffers that the next step, to which they are donated, rewrites.
-        self._orbax.save(step, tree, force=True, custom_metadata={"progress": progress})
+        self.wait()
+        # A copy, since on CPU the writer would read buffers that the next step, to which they are donated, rewrites.
+        tree = jax.tree.map(np.array, jax.device_get(tree)) if self._everywhere is None else self._global(tree)
+        self._writing = self._orbax.save_async(step, tree, force=True, custom_metadata={"progress": progress})
+
+    def wait(self) -> None:
+        """Wait until what was begun is whole; what went wrong with it is raised here."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def load(self, like: Any) -> tuple[Any, Any]:
         """Read the newest checkpoint.
@@ -63,6 +82,12 @@ class Checkpoints:
             The pytree and the JSON value.
         """
         newest = self._orbax.latest
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._everywhere or x.sharding), like
+        )
         progress = self._orbax.metadata(newest.step).custom_metadata["progress"]
-        return self._orbax.load(newest.step, abstract), progress
+        tree = self._orbax.load(newest.step, abstract)
+        return tree if self._everywhere is None else jax.tree.map(lambda x: x.addressable_data(0), tree), progress
+
+    def _global(self, tree: Any) -> Any:
+        return jax.device_put(jax.device_get(tree), self._everywhere)

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from jaxrobust import _inputs, _store, attacks
 from jaxrobust.data import Batch, Loader
-from jaxrobust.models.adapters import Trainable
+from jaxrobust.models.trainable import Trainable
 from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
 from jaxrobust.training._placement import Placement, placement
@@ -107,8 +106,9 @@ class Disk(NamedTuple):
         _run.write_rows(self.folder, loop.progress.history)
         self.checkpoints.save(loop.progress.step, loop.tree, dataclasses.asdict(loop.progress))
 
-    def stop_if_terminated(self, loop: Loop) -> None:
-        if self.terminated() and not loop.progress.finished:
+    def stop(self, loop: Loop) -> None:
+        if not loop.progress.finished:
+            self.checkpoints.wait()
             raise InterruptedError(f"SIGTERM: saved and stopped after step {loop.progress.step}; the same call resumes")
 
     def restore(self, loop: Loop) -> None:
@@ -121,7 +121,7 @@ class Disk(NamedTuple):
 
 
 def prepare(
-    network: nnx.Module,
+    network: Any,
     train_data: Any,
     objective: Any,
     key: Key,
@@ -140,7 +140,7 @@ def prepare(
         raise TypeError(f"objective must be an Objective such as adversarial(attack); got {objective!r}")
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig; got {type(config).__name__}")
-    trainable, params, state = Trainable.from_nnx(network)
+    trainable, params, state = _apart(network)
     train = given = _held_out.as_dataset("train_data", train_data)
     order_key, split_key, step_key, validation_key = jax.random.split(key, 4)
     if validation_data is None:
@@ -160,7 +160,15 @@ def prepare(
             f"batch_size must not exceed the {len(train)} training examples (drop_last leaves out incomplete batches); "
             f"got {config.batch_size}"
         )
-    loader = Loader(train, config.batch_size, seed=_seed(order_key), drop_last=config.drop_last)
+    placed = placement(devices, mapping, batch_size=config.batch_size, accumulate=config.accumulate)
+    loader = Loader(
+        train,
+        config.batch_size // jax.process_count(),
+        seed=_seed(order_key),
+        drop_last=config.drop_last,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )
     replays = getattr(objective, "replays", 1)
     total = config.epochs * len(loader) * replays
     optimizer = config.transformation(total)
@@ -173,7 +181,7 @@ def prepare(
             "run_id": run_id,
             "config": _store.describe({name: value for name, value in vars(config).items() if name not in FREE}),
             **{name: _store.describe(value) for name, value in parts.items()},
-            "network": _store.describe(trainable.evaluation.kind),
+            "network": _store.describe(trainable.kind),
             "parameters": _store.identity((params, state)),
             "train_data": _run.describe_data(given),
             "validation_data": None if apart is None else _run.describe_data(apart),
@@ -191,7 +199,7 @@ def prepare(
         held_out=held_out,
         attack=validation_attack,
         augment=augment,
-        placement=placement(devices, mapping, config.batch_size),
+        placement=placed,
         step_key=step_key,
         validation_key=validation_key,
         steps_per_epoch=len(loader) * replays,
@@ -207,6 +215,16 @@ def prepare(
     start = jax.device_put(start, jax.tree.map(lambda array: array.sharding, start))
     previous = jax.tree.map(jnp.array, start) if config.stop_on_overfitting else None
     return job, Loop(start, jax.tree.map(jnp.array, start.evaluated), previous, Progress())
+
+
+def _apart(network: Any) -> tuple[Trainable, Any, Any]:
+    """The network as it is trained, and copies of its numbers."""
+    if isinstance(network, tuple) and len(network) == 3 and isinstance(network[0], Trainable):
+        return network[0], *jax.tree.map(jnp.array, network[1:])
+    try:
+        return Trainable.from_nnx(network)
+    except TypeError as error:
+        raise TypeError(f"{error}; fit also takes what Trainable.from_linen and Trainable.from_function give") from None
 
 
 def _check_fit(classifier: Classifier, train: Any, held_out: Any) -> None:

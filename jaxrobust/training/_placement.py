@@ -6,7 +6,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -29,22 +28,36 @@ def numbered_step(
     key: Any,
     ema_decay: Any,
     augment: Any,
+    accumulate: int,
     axis_name: str | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """`train_step` with the run's key, from which the step's own comes."""
     # all steps on one batch see one augmentation of it
     key = jax.random.fold_in(key, state.step // getattr(objective, "replays", 1))
-    options = {"axis_name": axis_name, "augment": augment, "ema_decay": ema_decay}
-    return train_step(objective, trainable, optimizer, state, batch, key, **options)
+    return train_step(
+        objective,
+        trainable,
+        optimizer,
+        state,
+        batch,
+        key,
+        axis_name=axis_name,
+        augment=augment,
+        ema_decay=ema_decay,
+        accumulate=accumulate,
+    )
 
 
-def placement(devices: int | list[Any] | None, mapping: str, batch_size: int) -> Placement | None:
+def placement(
+    devices: int | list[Any] | None, mapping: str, *, batch_size: int, accumulate: int = 1
+) -> Placement | None:
     """How a step is mapped over devices; None where there is but one.
 
     Args:
-        devices: how many of the local devices, or which; None for all of an accelerator's and one of a CPU's.
+        devices: how many of each process's devices, or which of all; None for all, but one of a single process's CPU.
         mapping: the function of JAX that maps.
-        batch_size: must be divisible by their number.
+        batch_size: must be divisible by their number times `accumulate`.
+        accumulate: parts of a device's rows.
 
     Returns:
         The mapping.
@@ -53,18 +66,20 @@ def placement(devices: int | list[Any] | None, mapping: str, batch_size: int) ->
         ValueError: more devices than there are, or a batch that they cannot share.
     """
     _checks.choice("mapping", mapping, MAPPINGS)
-    local = jax.local_devices()
-    if devices is None:
-        devices = 1 if local[0].platform == "cpu" else len(local)
+    local, processes = jax.local_devices(), jax.process_count()
     if isinstance(devices, list):
         chosen = devices
     else:
+        if devices is None:
+            devices = 1 if local[0].platform == "cpu" and processes == 1 else len(local)
         count = _checks.count("devices", devices)
         if count > len(local):
             raise ValueError(f"devices must be at most {len(local)}, the local devices; got {count}")
-        chosen = local[:count]
-    if batch_size % len(chosen):
-        raise ValueError(f"batch_size must be divisible by the {len(chosen)} devices; got {batch_size}")
+        owned = [[device for device in jax.devices() if device.process_index == i] for i in range(processes)]
+        chosen = [device for own in owned for device in own[:count]]
+    if batch_size % (len(chosen) * accumulate):
+        parts = f" times accumulate, {accumulate}" if accumulate > 1 else ""
+        raise ValueError(f"batch_size must be divisible by the {len(chosen)} devices{parts}; got {batch_size}")
     if len(chosen) == 1 and mapping == "shard_map":
         return None
     return Placement(tuple(chosen), mapping)
@@ -74,47 +89,58 @@ class Placement:
     """Where a training state lies and how its step runs.
 
     Args:
-        devices: the devices.
+        devices: the devices, of all processes; each process gives those of its own their rows.
         mapping: "shard_map" or "pmap".
     """
 
     def __init__(self, devices: tuple[Any, ...], mapping: str) -> None:
-        self.devices, self.mapping = devices, mapping
+        self.mapping = mapping
         self.mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+        self.rows = NamedSharding(self.mesh, P(AXIS))
+        self.here = sum(device.process_index == jax.process_index() for device in devices)
 
     def place(self, state: Any) -> Any:
         """A state onto all devices, equal on each."""
         if self.mapping == "pmap":
-            state = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(self.devices)), state)
-            return jax.device_put(state, NamedSharding(self.mesh, P(AXIS)))
-        return jax.device_put(state, NamedSharding(self.mesh, P()))
+            return jax.tree.map(lambda leaf: self._shared(np.stack([leaf] * self.here)), state)
+        return jax.device_put(jax.device_get(state), NamedSharding(self.mesh, P()))
 
     def gathered(self, state: Any) -> Any:
-        """The state as one device has it."""
-        if self.mapping == "pmap":
-            state = jax.tree.map(lambda leaf: leaf[0], state)
-        # a copy, since the next step is given the placed state's own buffers
-        return jax.tree.map(jnp.copy, jax.device_put(state, self.devices[0]))
+        """The state as the process's first device has it, until the placed state is given to the next step."""
+        return jax.tree.map(self._own, state)
 
     def step(
-        self, objective: Any, trainable: Any, optimizer: Any, state: Any, batch: Any, key: Any, decay: Any, augment: Any
+        self,
+        objective: Any,
+        trainable: Any,
+        optimizer: Any,
+        state: Any,
+        batch: Any,
+        key: Any,
+        decay: Any,
+        augment: Any,
+        accumulate: int,
     ) -> tuple[Any, dict[str, Any]]:
-        """One step on a placed state and a batch of all devices; metrics are of one device, all being equal."""
-        program = _program(self.mapping, self.mesh, optimizer, augment)
-        if self.mapping == "shard_map":
-            rows = NamedSharding(self.mesh, P(AXIS))
-            batch = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), rows), batch)
-            return program(objective, trainable, state, batch, key, decay)
-        count = len(self.devices)
-        batch = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(count, -1, *np.shape(leaf)[1:]), batch)
+        """One step on a placed state and this process's rows of a batch; metrics are of one device, all being equal."""
+        program = _program(self.mapping, self.mesh, optimizer, augment, accumulate)
+        if self.mapping == "pmap":
+            batch = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(self.here, -1, *np.shape(leaf)[1:]), batch)
+        batch = jax.tree.map(self._shared, batch)
         state, metrics = program(objective, trainable, state, batch, key, decay)
-        return state, jax.tree.map(lambda leaf: leaf[0], metrics)
+        return state, jax.tree.map(self._own, metrics)
+
+    def _shared(self, rows: Any) -> Any:
+        return jax.make_array_from_process_local_data(self.rows, np.asarray(rows))
+
+    def _own(self, leaf: Any) -> Any:
+        own = leaf.addressable_data(0)
+        return own[0] if self.mapping == "pmap" else own
 
 
 @functools.lru_cache(maxsize=16)
-def _program(mapping: str, mesh: Mesh, optimizer: Any, augment: Any) -> Any:
+def _program(mapping: str, mesh: Mesh, optimizer: Any, augment: Any, accumulate: int) -> Any:
     def shard(objective: Any, trainable: Any, state: Any, batch: Any, key: Any, decay: Any) -> Any:
-        return numbered_step(objective, trainable, optimizer, state, batch, key, decay, augment, axis_name=AXIS)
+        return numbered_step(objective, trainable, optimizer, state, batch, key, decay, augment, accumulate, AXIS)
 
     if mapping == "pmap":
         axes, devices = (None, None, 0, 0, None, None), tuple(mesh.devices)

@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxrobust import _store
 from jaxrobust.data import Dataset, LazyDataset
@@ -41,9 +43,20 @@ def open_run(
     path = folder / "config.json"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run_dir must be a folder; {str(folder)!r} is a file")
-    if path.is_file():
+    known = path.is_file()
+    if known:
         _compare(path, description, identity)
-        return folder
+    # Of several processes each has looked before the first one writes, and none goes on before it has.
+    _together("looked")
+    if not known and jax.process_index() == 0:
+        _begin(folder, path, description, identity)
+    _together("begun")
+    return folder
+
+
+def _begin(
+    folder: pathlib.Path, path: pathlib.Path, description: Mapping[str, Any], identity: Mapping[str, str]
+) -> None:
     if folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
         raise ValueError(
             f"run_dir must be new, empty, or the folder of a training run; {str(folder)!r} holds other files and no "
@@ -53,11 +66,17 @@ def open_run(
     written = {"format": FORMAT, **description, "identity": identity, "versions": _store.versions()}
     text = json.dumps(written, indent=1) + "\n"
     _store.atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    return folder
+
+
+def _together(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def write_rows(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Make metrics.jsonl hold exactly these rows."""
+    """Make metrics.jsonl hold exactly these rows; of several processes the first writes."""
+    if jax.process_index() != 0:
+        return
     text = "".join(json.dumps(row) + "\n" for row in rows)
     _store.atomically(folder / "metrics.jsonl", lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -76,18 +95,22 @@ def describe_data(data: Dataset | LazyDataset) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def sigterm_deferred() -> Iterator[Callable[[], bool]]:
-    """Hold SIGTERM back until the context ends; what it gives tells whether one has come.
+def sigterm_deferred() -> Iterator[Callable[[int], bool]]:
+    """Hold SIGTERM back until the context ends; what it gives tells, at each step, whether one has come.
 
-    Only the main thread may handle signals; elsewhere nothing is held back.
+    Only the main thread may handle signals; elsewhere nothing is held back. Several processes agree on the step by
+    JAX's preemption service, which has SIGTERM to itself.
     """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda step: False
         return
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
-        yield lambda: bool(received)
+        yield lambda step: bool(received)
     finally:
         signal.signal(signal.SIGTERM, before)
         if received:

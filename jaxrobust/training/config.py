@@ -13,6 +13,7 @@ from jaxrobust.training.schedules import SCHEDULES, schedule
 __all__ = ["TrainConfig"]
 
 OPTIMIZERS = ("adam", "sgd")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,11 @@ class TrainConfig:
         learning_rate: the schedule's peak, > 0.
         schedule: a name of `jaxrobust.training.SCHEDULES`, or an Optax schedule whose values multiply `learning_rate`.
         weight_decay: ≥ 0.
+        accumulate: into how many parts a device takes its share of a batch, one after another, ≥ 1, so that a batch
+            may be larger than memory; see `train_step`.
+        compute_dtype: what the network computes in while it trains: "float32", "bfloat16" or "float16". Parameters,
+            images, perturbations, losses and the optimiser stay in float32, and so does validation, since low
+            precision masks gradients.
         ema_decay: τ of the moving average of the weights, which is then what is validated and returned; None for none.
         radius_warmup: epochs over which the objective's radius grows linearly from 0, ≥ 0 (if it has an attack).
             Small networks need it at large radii, where they else stay at loss log K.
@@ -60,6 +66,8 @@ class TrainConfig:
     learning_rate: float = 1e-3
     schedule: str | optax.Schedule = "constant"
     weight_decay: float = 0.0
+    accumulate: int = 1
+    compute_dtype: str = "float32"
     ema_decay: float | None = None
     radius_warmup: float = 0.0
     drop_last: bool = True
@@ -71,11 +79,12 @@ class TrainConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validation_limit", "validate_every", "log_every"):
+        for name in ("epochs", "batch_size", "accumulate", "validation_limit", "validate_every", "log_every"):
             _checks.count(name, getattr(self, name))
         if self.checkpoint_every is not None:
             _checks.count("checkpoint_every", self.checkpoint_every)
         _checks.choice("optimizer", self.optimizer, OPTIMIZERS)
+        _checks.choice("compute_dtype", self.compute_dtype, DTYPES)
         if not callable(self.schedule):
             _checks.choice("schedule", self.schedule, SCHEDULES)
         for name in ("learning_rate", "weight_decay", "radius_warmup", "validation"):

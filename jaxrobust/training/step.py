@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrobust.models.adapters import Trainable
+from jaxrobust.models.trainable import Trainable
 from jaxrobust.training.objectives.core import Aux, Learner, Objective
 from jaxrobust.training.objectives.core import total as total_of
 from jaxrobust.types import Key, pytree
@@ -100,6 +100,7 @@ def train_step(
     axis_name: str | None = None,
     augment: Augment | None = None,
     ema_decay: Any = 0.0,
+    accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One update of the parameters, as a pure function of what it is given.
 
@@ -121,6 +122,9 @@ def train_step(
         axis_name: the mapped axis, or None on a single device.
         augment: `(key, images, index) -> images`, or None; it comes before the attack.
         ema_decay: τ of the moving average; at update t the decay is min(τ, (1+t)/(10+t)). Unused without an average.
+        accumulate: into how many parts, one after another, each device takes its rows, so that only a part's
+            activations are held. Losses and gradients are added up and the update is that of the whole; what the rows
+            of a batch share (batch statistics, weights over the batch) they share within a part.
 
     Returns:
         The new state, and metrics as scalars: `loss`, `grad_norm` (the norm of the mean gradient) and those of the
@@ -156,29 +160,56 @@ def train_step(
     remember = getattr(objective, "remember", None)
     memory_gradient = getattr(objective, "memory_gradient", False)
 
-    def loss_of(params: Any, memory: Any) -> tuple[Any, Aux]:
-        learner = Learner(trainable, params, state.state, axis_name, memory, state.step)
-        losses, aux = objective(objective_key, learner, batch)
-        return (losses * mask).sum() / total, aux
-
-    arguments = _per_device((state.params, state.memory), axis_name)
+    weights, memory = _per_device((state.params, state.memory), axis_name)
     which = (0, 1) if memory_gradient else (0,)
-    (loss, aux), gradients = jax.value_and_grad(loss_of, which, has_aux=True)(*arguments)
-    loss, gradients = _sum((loss, gradients), axis_name)
-    gradient = gradients[0]
+
+    def found(statistics: Any, rows: Any, part: Any) -> tuple[Any, dict[str, Any]]:
+        """The network's state after some of the rows, and what is to be summed over parts and devices."""
+
+        def loss_of(params: Any, memory: Any) -> tuple[Any, Aux]:
+            learner = Learner(trainable, params, statistics, axis_name, memory, state.step, part, accumulate)
+            losses, aux = objective(objective_key, learner, rows)
+            return (losses * rows.mask).sum() / total, aux
+
+        (loss, aux), gradients = jax.value_and_grad(loss_of, which, has_aux=True)(weights, memory)
+        return aux.state, {
+            "loss": loss,
+            "gradients": gradients,
+            "means": {name: (value * rows.mask).sum() / total for name, value in aux.means.items()},
+            "counts": {name: ((rows.mask > 0) & value).sum(dtype=jnp.int32) for name, value in aux.counts.items()},
+            "sums": {name: total_of(value, rows, None) for name, value in aux.sums.items()},
+        }
+
+    statistics, sums = _in_parts(found, state.state, batch._replace(mask=mask), accumulate)
+    sums = _sum(sums, axis_name)
+    gradient = sums["gradients"][0]
     memory = state.memory
     if remember is not None:
-        sums = {name: total_of(value, batch, axis_name) for name, value in aux.sums.items()}
-        memory = remember(state.memory, sums, gradients[1] if memory_gradient else None)
+        memory = remember(memory, sums["sums"], sums["gradients"][1] if memory_gradient else None)
     with jax.numpy_dtype_promotion("standard"):  # Optax multiplies its int32 step count with floats
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    statistics = _mean_of_floats(aux.state, axis_name)
+    statistics = _mean_of_floats(statistics, axis_name)
     ema = _averaged(state.ema, (params, statistics), state.step, ema_decay)
-    means = {name: (value * mask).sum() / total for name, value in aux.means.items()}
-    counts = {name: ((mask > 0) & value).sum(dtype=jnp.int32) for name, value in aux.counts.items()}
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient), **_sum({**means, **counts}, axis_name)}
+    metrics = {"loss": sums["loss"], "grad_norm": optax.tree.norm(gradient), **sums["means"], **sums["counts"]}
     return TrainState(params, statistics, opt_state, ema, state.step + 1, memory), metrics
+
+
+def _in_parts(found: Callable[..., Any], statistics: Any, batch: Any, count: int) -> tuple[Any, dict[str, Any]]:
+    """`found` of all rows, or of equal parts of them one after another: the last state, and the sums."""
+    if count == 1:
+        return found(statistics, batch, None)
+    parts = jax.tree.map(lambda rows: rows.reshape(count, -1, *rows.shape[1:]), batch)
+    first = jax.tree.map(lambda rows: rows[0], parts)
+    shapes = jax.eval_shape(found, statistics, first, 0)[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def one(before: Any, part: Any) -> tuple[Any, None]:
+        after, sums = found(before[0], *part)
+        return (after, jax.tree.map(jnp.add, before[1], sums)), None
+
+    numbers = jnp.arange(count, dtype=jnp.int32)
+    return jax.lax.scan(one, (statistics, zeros), (parts, numbers))[0]
 
 
 def _as_float(images: Any) -> Any:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
 from jaxrobust import _compile, attacks
@@ -36,13 +35,14 @@ WATCHED = 128  # examples at least, where the epoch has so many: the reference's
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What `fit` returns. The networks are new modules in evaluation mode.
+    """What `fit` returns. The networks are what `Trainable.merge` gives: of NNX, new modules in evaluation mode.
 
     Args:
         network: of the best epoch: the highest adversarial, then clean accuracy on held-out data; the moving average
             where one is kept. The last one where nothing is held out.
         last: the network after the last step (of the epoch before, if the run stopped for overfitting).
         ema: the moving average after the last step, or None.
+        classifier: `network` as a classifier.
         history: one dict an epoch. Always `epoch` (from 1), `step`, `learning_rate`, `seconds`, `loss`, `grad_norm` and
             the objective's metrics (means over the epoch's steps, counts added up); `val_clean_acc` and, with an
             attack, `val_adv_acc` where the epoch was validated; `overfit_acc` with `stop_on_overfitting`.
@@ -50,21 +50,17 @@ class TrainResult:
         overfitted: whether the run stopped for catastrophic overfitting.
     """
 
-    network: nnx.Module
-    last: nnx.Module
-    ema: nnx.Module | None
+    network: Any
+    last: Any
+    ema: Any
+    classifier: Classifier
     history: list[dict[str, Any]]
     best_epoch: int
     overfitted: bool
 
-    @property
-    def classifier(self) -> Classifier:
-        """The best network as a classifier."""
-        return Classifier.from_nnx(self.network)
-
 
 def fit(
-    network: nnx.Module,
+    network: Any,
     train_data: Any,
     *,
     objective: Objective,
@@ -87,7 +83,8 @@ def fit(
     `metrics.jsonl` (a line an epoch, the rows of `TrainResult.history`) and `checkpoints/`.
 
     Args:
-        network: maps images to logits; it is left as it is.
+        network: an `nnx.Module` that maps images to logits, which is left as it is; or what `Trainable.from_linen` or
+            `Trainable.from_function` gives: a trainable, its parameters and its state.
         train_data: a `jaxrobust.data.Dataset`, or a pair of images (N, H, W, C), uint8 or float in [0, 1], and integer
             labels (N,).
         objective: what to minimise: `standard()`, `adversarial(attack)`, `mixed(attack)` or one's own `Objective`.
@@ -152,43 +149,55 @@ def fit(
             folder = _run.open_run(run_dir, job.description, job.identity)
             checkpoints = Checkpoints(folder / "checkpoints")
             # Entered first and so left last: the process may only end once the last checkpoint is whole.
-            terminated = stack.enter_context(_run.sigterm_deferred())
-            disk = Disk(folder, stack.enter_context(checkpoints), terminated)
+            told_to_end = stack.enter_context(_run.sigterm_deferred())
+            disk = Disk(folder, stack.enter_context(checkpoints), told_to_end)
             disk.restore(loop)
         total = job.config.epochs * job.steps_per_epoch
         bar = stack.enter_context(
-            tqdm(total=total, initial=loop.progress.step, disable=not progress, unit="step", dynamic_ncols=True)
+            tqdm(
+                total=total,
+                initial=loop.progress.step,
+                disable=not progress or jax.process_index() > 0,
+                unit="step",
+                dynamic_ncols=True,
+            )
         )
         while not loop.progress.finished:
-            _train_epoch(job, loop, disk, bar)
+            terminated = _train_epoch(job, loop, disk, bar)
             _end_epoch(job, loop)
             if disk is not None:
                 disk.save(loop)
-                disk.stop_if_terminated(loop)
+                if terminated:
+                    disk.stop(loop)
     return _result(job, loop)
 
 
-_step = _compile.jit(numbered_step, static_argnames=("optimizer", "augment"), donate_argnames=("state",))
+_step = _compile.jit(numbered_step, static_argnames=("optimizer", "augment", "accumulate"), donate_argnames=("state",))
 
 
-def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> None:
-    """Run what is left of the epoch; metrics are read at log steps only, and one step late, so that nothing waits."""
+def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> bool:
+    """Run what is left of the epoch, and say whether the process is to end.
+
+    Metrics are read at log steps only, and one step late, so that nothing waits.
+    """
     progress, config = loop.progress, job.config
     started = time.perf_counter() - progress.seconds
     where = "" if disk is None else f"The last checkpoint in {str(disk.folder)!r} is from before. "
     unread: list[dict[str, Any]] = []
-    placement = job.placement
+    terminated = False
+    placement, computing = job.placement, job.trainable.computing(config.compute_dtype)
     train = loop.train if placement is None else placement.place(loop.train)
     for batch in _replayed(job, progress.epoch, progress.batch):
         train, metrics = (_step if placement is None else placement.step)(
             _warmed_up(job, progress.step),
-            job.trainable,
+            computing,
             job.optimizer,
             train,
             batch,
             job.step_key,
             np.float32(config.ema_decay or 0.0),
             augment=job.augment,
+            accumulate=config.accumulate,
         )
         if placement is None:
             loop.train = train
@@ -199,22 +208,27 @@ def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> None:
         if progress.step % config.log_every == 0 and len(unread) > 1:
             progress.read_metrics(unread[:-1], where)
             del unread[:-1]
-            bar.set_postfix(_shown(progress))
+            steps_a_second = bar.format_dict["rate"]
+            bar.set_postfix(_shown(progress, steps_a_second and config.batch_size * steps_a_second))
+        # asked once a step, since processes agree by that
+        terminated = disk is not None and disk.terminated(progress.step)
         if disk is None or progress.batch == job.steps_per_epoch:
             continue
         due = config.checkpoint_every is not None and progress.step % config.checkpoint_every == 0
-        if due or disk.terminated():
+        if due or terminated:
             progress.read_metrics(unread, where)
             unread.clear()
             progress.seconds = time.perf_counter() - started
             if placement is not None:
                 loop.train = placement.gathered(train)
             disk.save(loop)
-            disk.stop_if_terminated(loop)
+            if terminated:
+                disk.stop(loop)
     progress.read_metrics(unread, where)
     if placement is not None:
         loop.train = placement.gathered(train)
     progress.seconds = time.perf_counter() - started
+    return terminated
 
 
 def _replayed(job: Job, epoch: int, start: int) -> Iterator[Any]:
@@ -302,12 +316,13 @@ def _means(progress: Progress) -> dict[str, Any]:
     return {name: value if isinstance(value, int) else value / steps for name, value in progress.sums.items()}
 
 
-def _shown(progress: Progress) -> dict[str, str]:
-    """What the progress bar says: this epoch's training metrics and the last validation."""
+def _shown(progress: Progress, rate: float | None) -> dict[str, str]:
+    """What the progress bar says: this epoch's training metrics, the last validation, and the speed."""
     validated: dict[str, Any] = next((row for row in reversed(progress.history) if "val_clean_acc" in row), {})
     row = {**validated, **_means(progress)}
     names = ("loss", "clean_acc", "adv_acc", "val_clean_acc", "val_adv_acc")
-    return {"epoch": str(progress.epoch + 1), **{name: f"{row[name]:.3f}" for name in names if name in row}}
+    shown = {"epoch": str(progress.epoch + 1), **{name: f"{row[name]:.3f}" for name in names if name in row}}
+    return shown if rate is None else {**shown, "images/s": f"{rate:,.0f}"}
 
 
 def _result(job: Job, loop: Loop) -> TrainResult:
@@ -316,6 +331,7 @@ def _result(job: Job, loop: Loop) -> TrainResult:
         network=job.trainable.merge(*loop.best),
         last=job.trainable.merge(train.params, train.state),
         ema=None if train.ema is None else job.trainable.merge(*train.ema),
+        classifier=job.trainable.classifier(*loop.best),
         history=progress.history,
         best_epoch=progress.best_epoch,
         overfitted=progress.overfitted,

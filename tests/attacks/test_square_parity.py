@@ -58,6 +58,7 @@ def compared(ours, theirs, budget):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised(True)  # one program, run for long
 @pytest.mark.parametrize("norm", BALLS)
 def test_robust_accuracy_and_queries_are_those_of_the_authors_code(norm):
     ours, theirs = counts(norm), fixture()[norm]

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxrobust import attacks, training
 from jaxrobust.losses import kl_divergence
-from jaxrobust.models.adapters import Trainable
+from jaxrobust.models.trainable import Trainable
 from jaxrobust.sets import L2, Linf, Perceptual
 from jaxrobust.testing import objectives as smooth
 from jaxrobust.training import Learner, first_memory

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from jaxrobust import attacks, sets
-from jaxrobust.models.adapters import Trainable
+from jaxrobust.models.trainable import Trainable
 from jaxrobust.sets import Linf
 from jaxrobust.training import Learner, adversarial, mixed, several, standard
 from tests.training import tiny
@@ -89,17 +89,21 @@ def test_several_attacks_are_combined_as_they_say():
 class Watched(Trainable):
     """A trainable that remembers what it was last trained on."""
 
+    network: Trainable
     seen: list = dataclasses.field(default_factory=list, hash=False, compare=False)
 
     def train(self, params, state, images, key, axis_name=None):
         self.seen.append(images)
-        return super().train(params, state, images, key, axis_name)
+        return self.network.train(params, state, images, key, axis_name)
+
+    def classifier(self, params, state):
+        return self.network.classifier(params, state)
 
 
 @functools.partial(jax.jit, static_argnames="mode")
 def watch(subject, batch, key, mode="eval"):
     """The adversarial images that the objective trains on, and the state it leaves."""
-    watched = Watched(subject.trainable.training, subject.trainable.evaluation)
+    watched = Watched(subject.trainable)
     learner = Learner(watched, subject.params, subject.state)
     _, aux = adversarial(RANDOM, craft_bn=mode)(key, learner, batch)
     return watched.seen[-1], aux.state

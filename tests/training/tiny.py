@@ -8,7 +8,7 @@ import optax
 from flax import nnx
 
 from jaxrobust.data import Batch
-from jaxrobust.models.adapters import Trainable
+from jaxrobust.models.trainable import Trainable
 from jaxrobust.training import TrainState, train_step
 
 

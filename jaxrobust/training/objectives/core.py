@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxrobust import attacks
 from jaxrobust.losses import cross_entropy
-from jaxrobust.models.adapters import Trainable
+from jaxrobust.models.trainable import Trainable
 from jaxrobust.types import Classifier, Images, Key, Misclassified, Number, pytree
 
 __all__ = [
@@ -36,7 +36,7 @@ CraftMode = Literal["eval", "batch"]
 PerExample = Float[Array, " batch"]
 
 
-@pytree("params", "state", "memory", "step")
+@pytree("params", "state", "memory", "step", "part")
 class Learner:
     """The network in the middle of its training: what an objective may ask of it.
 
@@ -44,9 +44,11 @@ class Learner:
         trainable: the network's structure.
         params: its parameters; the step differentiates with respect to them.
         state: its batch statistics, as the last forward pass in training mode left them.
-        axis_name: the axis over which devices are mapped, or None; each device then drops out units of its own.
+        axis_name: the axis over which devices are mapped, or None.
         memory: what the objective remembers of the steps before, see `Objective`; None if nothing.
         step: how many updates were made, int32.
+        part: which part of its device's rows the batch is, int32, where the step takes them in `parts`.
+        parts: how many.
     """
 
     trainable: Trainable
@@ -55,9 +57,19 @@ class Learner:
     axis_name: str | None = None
     memory: Any = None
     step: Any = 0
+    part: Any = None
+    parts: int = 1
+
+    @property
+    def shard(self) -> Any:
+        """Which of the equal shards of the whole batch the rows at hand are, int32; None if they are all."""
+        if self.axis_name is None:
+            return self.part
+        device = jax.lax.axis_index(self.axis_name)
+        return device if self.part is None else device * self.parts + self.part
 
     def train(self, images: Images, key: Key) -> tuple[Any, Learner]:
-        """Classify images in training mode: batch statistics, dropout, running averages updated.
+        """Classify images in training mode: batch statistics, dropout (each shard its own), running averages updated.
 
         Args:
             images: (N, H, W, C) in [0, 1].
@@ -66,8 +78,8 @@ class Learner:
         Returns:
             Logits (N, K), and the learner with its new state, from which a further pass goes on.
         """
-        if self.axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))
+        if self.shard is not None:
+            key = jax.random.fold_in(key, self.shard)
         logits, state = self.trainable.train(self.params, self.state, images, key, self.axis_name)
         return logits, dataclasses.replace(self, state=state)
 

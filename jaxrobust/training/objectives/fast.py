@@ -43,9 +43,8 @@ class Free:
     def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Objective`."""
         delta = learner.memory
-        if learner.axis_name is not None:
-            first = jax.lax.axis_index(learner.axis_name) * len(batch.labels)
-            delta = jax.lax.dynamic_slice_in_dim(delta, first, len(batch.labels))
+        if learner.shard is not None:
+            delta = jax.lax.dynamic_slice_in_dim(delta, learner.shard * len(batch.labels), len(batch.labels))
         images = jnp.clip(batch.images + delta, 0, 1)
         logits, learner = learner.train(images, Keys.of(key).dropout)
         losses = smoothed(logits, batch.labels, self.label_smoothing)
