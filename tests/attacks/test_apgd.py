@@ -296,3 +296,19 @@ def test_apgd_t_of_three_classes_leaves_no_more_than_pgd_towards_each(seed):
     theirs = attacks.run(each, model, images, labels, key=KEY)
     assert np.asarray(theirs.success).mean() > 0.2
     assert np.asarray(ours.success).sum() >= np.asarray(theirs.success).sum()
+
+
+def test_from_the_image_itself_and_sparse_at_first():
+    """On a linear model the first step of E-AT's l1 attack moves one entry in twenty, from x."""
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(36, 2)), jnp.float32)
+    model = Classifier(lambda w, images: images.reshape(len(images), -1) @ w, weights)
+    images, labels = jnp.full((2, 6, 6, 1), 0.5), np.array([0, 1])
+    attack = apgd(sets.L1(0.5), steps=2, random_start=False, sparsity=0.05)
+    first, second = history_of(attack, model, images, labels).theta[:2]
+    assert not first.any()
+    assert (np.count_nonzero(second.reshape(2, -1), axis=1) == 2).all()
+    assert str(apgd(sets.Linf(0.1), steps=3, random_start=False)) == "APGD in Linf(0.1), 3 steps, cross-entropy"
+    with pytest.raises(ValueError, match="sparsity must lie in"):
+        apgd(sets.L1(1.0), sparsity=0.0)
+    with pytest.raises(ValueError, match="restarts must be 1 without a random start"):
+        apgd(sets.Linf(0.1), restarts=2, random_start=False)

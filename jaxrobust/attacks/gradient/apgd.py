@@ -26,7 +26,6 @@ Scalar = Float[Array, ""]
 
 FIRST_STEP = 2.0  # of the radius
 SHARE = 0.75  # of the new step against the momentum
-SPARSITY = 5  # without larger radii, the first steps in l1 move one entry in five
 STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # radius over the set's own, share of the steps
 
 
@@ -94,17 +93,21 @@ class Sparsity:
 class AutoPGD(Ascent):
     """What both forms of APGD share: random starts, and a look at the loss before the move."""
 
-    start = "random"
-
     _method = "APGD"
 
     def __post_init__(self) -> None:
-        check_run(self, "random")
+        check_run(self, "random", "clean")
 
     @property
     def asks_to_last(self) -> int:
         """All of them, since training takes the peak, as E-AT does."""
         return self.asks
+
+    def _first(self, key: Key, x: Image) -> Image:
+        return self._at_random(key, x) if self.start == "random" else self.set.init(x)
+
+    def _at_random(self, key: Key, x: Image) -> Image:
+        raise NotImplementedError
 
     def last(self, state: SearchState) -> Image:
         """The iterate of highest loss, for training."""
@@ -129,6 +132,7 @@ class APGD(AutoPGD):
         restarts: independent runs, ≥ 1 (static).
         loss: a name of `losses.LOSSES` or a function of (logits (K,), criterion), ascended.
         rho: ρ, the share of steps between two checks that must raise the loss for the step size to stay.
+        start: "random", a point of the sphere, or "clean", the image itself (static).
     """
 
     set: PerturbationSet
@@ -136,12 +140,13 @@ class APGD(AutoPGD):
     restarts: int = 1
     loss: Loss = "cross_entropy"
     rho: Number = 0.75
+    start: str = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "rho", _checks.number("rho", self.rho, high=1.0))
 
-    def _first(self, key: Key, x: Image) -> Image:
+    def _at_random(self, key: Key, x: Image) -> Image:
         if isinstance(self.set, L2):
             direction = unit(jax.random.normal(key, x.shape, x.dtype))
         else:
@@ -210,6 +215,8 @@ class SparseAPGD(AutoPGD):
         restarts: as in `APGD`.
         loss: as in `APGD`.
         large_radii: whether to search at 3 and 2 times the radius first (static).
+        sparsity: the share of all entries that the first steps move (static).
+        start: as in `APGD`.
     """
 
     set: PerturbationSet
@@ -217,9 +224,13 @@ class SparseAPGD(AutoPGD):
     restarts: int = 1
     loss: Loss = "cross_entropy"
     large_radii: bool = False
+    sparsity: float = 0.2
+    start: str = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < _checks.number("sparsity", self.sparsity) <= 1:
+            raise ValueError(f"sparsity must lie in (0, 1]; got {self.sparsity}")
         if self.large_radii:
             _checks.count("steps with large_radii", self.steps, low=len(STAGES))
 
@@ -247,7 +258,7 @@ class SparseAPGD(AutoPGD):
         scales, opens, checks = zip(*rows, (rows[-1][0], False, False), strict=True)
         return np.array(scales), np.array(opens), np.array(checks)
 
-    def _first(self, key: Key, x: Image) -> Image:
+    def _at_random(self, key: Key, x: Image) -> Image:
         return self._within(x, self._stages[0][0]).project(x, jax.random.normal(key, x.shape, x.dtype))
 
     def _memory(self, x: Image, theta: Image) -> Sparsity:
@@ -256,9 +267,12 @@ class SparseAPGD(AutoPGD):
     def _opening(self, theta: Image, radius: Scalar) -> Sparsity:
         """The memory at the start of a stage; only where larger radii came first does the start's sparsity count."""
         changed = _changed(theta) if self.large_radii else jnp.asarray(theta.size, jnp.int32)
-        moved = _sparser(changed) if self.large_radii else jnp.asarray(-(-theta.size // SPARSITY), jnp.int32)
+        moved = _sparser(changed) if self.large_radii else jnp.asarray(self._entries(theta.size), jnp.int32)
         lowest = jnp.full((), -jnp.inf, theta.dtype)
         return Sparsity(Peak(theta, jnp.zeros_like(theta), lowest), radius, changed, moved)
+
+    def _entries(self, count: int) -> int:
+        return math.ceil(round(self.sparsity * count, 6))  # rounded, since 0.2 is not a fifth
 
     def _move(self, state: SearchState, gradient: Image) -> tuple[Image, Sparsity]:
         x, theta, memory, step = state.x, state.theta, state.memory, state.asked - 1
@@ -313,6 +327,8 @@ def apgd(
     loss: Loss = "cross_entropy",
     large_radii: bool = False,
     rho: Number = 0.75,
+    sparsity: float = 0.2,
+    random_start: bool = True,
 ) -> APGD | SparseAPGD:
     """Auto-PGD: gradient ascent without a step size to choose, the standard first attack of an evaluation.
 
@@ -322,9 +338,9 @@ def apgd(
     halve η and no better point was found since.
 
     In l1, θₙ₊₁ = P(θₙ + η e), e being equal moves along the signs of the k largest entries of ∇ℓ and ‖e‖₁ = 1; at first
-    η is the radius and k a fifth of all entries. After every 4 % of the steps, k = ‖δ*‖₀/1.5 for the best point δ*, and
-    where that is sparser than 0.95 times what it was, the search goes back to it with η the radius; else η is divided
-    by 1.5, down to a tenth of the radius.
+    η is the radius and k a share of all entries, `sparsity`. After every 4 % of the steps, k = ‖δ*‖₀/1.5 for the best
+    point δ*, and where that is sparser than 0.95 times what it was, the search goes back to it with η the radius; else
+    η is divided by 1.5, down to a tenth of the radius.
 
     Cost: with N steps and R restarts, R (N + 1) forwards and R N backwards; with `large_radii` two more of each in
     every run.
@@ -338,6 +354,8 @@ def apgd(
         large_radii: for `L1` only, whether to spend the first 30 % of the steps at 3 times the radius and the next
             30 % at 2 times, each stage from the projection of the best point of the last.
         rho: ρ in [0, 1], for `Linf` and `L2`.
+        sparsity: for `L1`, the share of all entries that the first steps move, in (0, 1]; E-AT trains with 0.05.
+        random_start: whether to start from a random point rather than the clean image, as E-AT does.
 
     Returns:
         The attack. It keeps the best iterate: one that meets the criterion first, then the highest loss.
@@ -359,11 +377,12 @@ def apgd(
     """
     if not isinstance(set, (Linf, L2, L1)):
         raise TypeError(f"set must be Linf, L2 or L1; got {set!r}")
+    start = "random" if random_start else "clean"
     if isinstance(set, L1):
-        return SparseAPGD(set, steps, restarts, loss, large_radii)
+        return SparseAPGD(set, steps, restarts, loss, large_radii, sparsity, start)
     if large_radii:
         raise ValueError(f"large_radii must be False unless the set is L1; got {set}")
-    return APGD(set, steps, restarts, loss, rho)
+    return APGD(set, steps, restarts, loss, rho, start)
 
 
 register(
