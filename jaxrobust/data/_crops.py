@@ -45,7 +45,7 @@ class CentreCrop:
         short = min(width, height)
         width, height = self.resize * width // short, self.resize * height // short
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        image = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
+        image = _in_mode(image, mode).resize((width, height), Image.Resampling.BILINEAR)
         return image.crop((left, top, left + self.size, top + self.size))
 
 
@@ -110,7 +110,11 @@ class RandomResizedCrop:
         image.draft(None, (math.ceil(width * self.size / (right - left)), math.ceil(height * self.size / (bottom - top))))
         x, y = image.size[0] / width, image.size[1] / height
         box = (left * x, top * y, right * x, bottom * y)
-        return image.convert(mode).resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+        return _in_mode(image, mode).resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # which copies in any case
 
 
 Crop = CentreCrop | RandomResizedCrop
