@@ -81,10 +81,10 @@ class RandomResizedCrop:
 
     def __post_init__(self) -> None:
         _checks.count("size", self.size)
-        for name, most in (("scale", 1.0), ("ratio", math.inf)):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= most or high == math.inf:
-                raise ValueError(f"{name} must be (low, high) with 0 < low <= high <= {most:g}; got {(low, high)}")
+        for name, most in (("scale", 1.0), ("ratio", 1e3)):
+            pair = getattr(self, name)
+            if not (isinstance(pair, tuple) and len(pair) == 2 and 0 < pair[0] <= pair[1] <= most < math.inf):
+                raise ValueError(f"{name} must be (low, high) with 0 < low <= high <= {most:g}; got {pair}")
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """The box (left, top, right, bottom) that a generator draws of an image of this size."""
@@ -107,7 +107,9 @@ class RandomResizedCrop:
         width, height = image.size
         left, top, right, bottom = self.box(width, height, rng)
         # JPEG decodes at 1/2, 1/4 or 1/8 for less: taken where the box keeps `size` pixels a side.
-        image.draft(None, (math.ceil(width * self.size / (right - left)), math.ceil(height * self.size / (bottom - top))))
+        image.draft(
+            None, (math.ceil(width * self.size / (right - left)), math.ceil(height * self.size / (bottom - top)))
+        )
         x, y = image.size[0] / width, image.size[1] / height
         box = (left * x, top * y, right * x, bottom * y)
         return _in_mode(image, mode).resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)

@@ -1,4 +1,4 @@
-"""Readers of the public formats: IDX (MNIST and its kin), CIFAR-10 binary, folders of class folders of images, ImageNet."""
+"""Readers of the public formats: IDX (MNIST and its kin), CIFAR-10 binary, class folders of images, ImageNet."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def read_local(directory: Path, name: str, *, size: int | None = None, skip_corr
 
     Args:
         directory: the folder of the files.
-        name: the data set's name; names the classes where the format itself does not; "imagenet100" is read from ImageNet.
+        name: the data set's name; names the classes where the format itself does not. "imagenet100" is ImageNet's tree.
         size: resize the images of folders to squares of this many pixels.
         skip_corrupt: leave out image files of folders that cannot be read.
 
@@ -151,8 +151,8 @@ def read_folders(directory: Path, *, size: int | None = None, skip_corrupt: bool
 
 
 def read_imagenet100(directory: Path, *, size: int | None = None, skip_corrupt: bool = False) -> LocalCopy:
-    """ImageNet's `train` and `val`, the latter as "test", each of folders named by WordNet ids: of 1000, in the order of
-    their ids, every tenth from the first; of 100, all.
+    """ImageNet's `train`, and its `val` as "test": of 1000 class folders every tenth from the first, in the order of
+    their WordNet ids; of 100 all.
 
     Reference:
         Laidlaw, Singla, Feizi (2021), arXiv:2006.12655; Kang et al. (2019), arXiv:1908.08016.
@@ -204,7 +204,9 @@ def _read_classes(
     for split, folder in by_split.items():
         without = set(range(len(class_names))) - {label for _, label in files[split]}
         # a class that is no folder of a part for validation has no examples there by intention
-        if named := [str(folder / class_names[i]) for i in sorted(without) if _must_fill(split, folder / class_names[i])]:
+        if named := [
+            str(folder / class_names[i]) for i in sorted(without) if _must_fill(split, folder / class_names[i])
+        ]:
             raise ValueError(f"every class must have images; without any: {', '.join(named[:_NAMED])}")
     channels = 1 if modes <= {"1", "L"} else 3
     if size is not None:
@@ -252,10 +254,8 @@ def _image_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Files that are images by their names, and others."""
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files = [path for path in sorted(folder.iterdir()) if path.name[0] != "."] if folder.is_dir() else []
-    by_name = {True: [], False: []}  # type: dict[bool, list[Path]]
-    for path in files:
-        by_name[path.suffix.lower() in known].append(path)
-    return by_name[True], by_name[False]
+    images = [path for path in files if path.suffix.lower() in known]
+    return images, [path for path in files if path.suffix.lower() not in known]
 
 
 def _header(path: Path) -> tuple[int, int, str] | str:

@@ -104,9 +104,7 @@ def write(name: str, copy: LocalCopy, data_dir: str | os.PathLike[str] | None, p
     return final
 
 
-def _chunks(
-    split: LocalSplit, title: str, progress: bool, skipped: list[str] | None
-) -> Iterator[list[dict[str, Any]]]:
+def _chunks(split: LocalSplit, title: str, progress: bool, skipped: list[str] | None) -> Iterator[list[dict[str, Any]]]:
     def encoded(position: int) -> bytes | None:
         try:
             return split.encoded(position)

@@ -61,8 +61,8 @@ def load(
     TensorFlow Datasets, in its order, which downloads and prepares the data where TensorFlow is installed.
 
     `"imagenet100"` is every tenth class of ImageNet, in the order of their WordNet ids: ImageNet's training images are
-    "train", its validation images "test". It is prepared from a local copy of ImageNet and, unless `size` or `crop` says
-    otherwise, seen through `CentreCrop(224)`.
+    "train", its validation images "test". It is prepared from a local copy of ImageNet and, unless `size` or `crop`
+    says otherwise, seen through `CentreCrop(224)`.
 
     Args:
         name: the data set.
@@ -71,6 +71,8 @@ def load(
             `~/tensorflow_datasets`.
         size: resize (shorter side, bilinear, then centre crop) to squares of this many pixels; needed where images
             differ in size.
+        crop: in the place of `size`, `CentreCrop` or `RandomResizedCrop`; the latter only with `in_memory=False`, as a
+            `Loader` draws it anew each epoch.
         in_memory: False leaves the images on disk, to be decoded when they are asked for.
 
     Returns:

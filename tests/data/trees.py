@@ -1,4 +1,4 @@
-"""Small trees in ImageNet's layout, of JPEG files: `python -m tests.data.trees DIR --classes 100 --train 8 --test 2`."""
+"""Small trees of JPEG files in ImageNet's layout: `python -m tests.data.trees DIR --classes 100 --train 8`."""
 
 import argparse
 from pathlib import Path
