@@ -117,9 +117,9 @@ class Failing:
         return np.zeros((2, 2, 1), np.float32), position
 
 
-@pytest.mark.parametrize("prefetch", [0, 1, 5])
-def test_errors_of_the_thread_are_raised_in_their_turn(prefetch):
-    batches = Loader(Failing(), 2, shuffle=False, prefetch=prefetch).epoch(0)
+@pytest.mark.parametrize(("prefetch", "workers"), [(0, 1), (1, 1), (5, 1), (5, 3)])
+def test_errors_of_the_thread_are_raised_in_their_turn(prefetch, workers):
+    batches = Loader(Failing(), 2, shuffle=False, prefetch=prefetch, workers=workers).epoch(0)
     assert [next(batches).index.tolist() for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(OSError, match="disk gone"):
         next(batches)
