@@ -195,7 +195,7 @@ class LazyDataset:
             records = self.records.__getitems__(self.positions[index[part]].tolist())
             for row, record in enumerate(records, part.start):
                 rng = None if key is None or self.crop is None else np.random.default_rng([*key, index[row]])
-                raw[row] = decode(record[image_key], self.shape[-1], self.size, self.crop, rng)
+                raw[row] = decode(record[image_key], self.shape[-1], self.size, crop=self.crop, rng=rng)
                 labels[row] = record[label_key]
 
         for _ in mapped(fill, [slice(start, start + _PIECE) for start in range(0, len(index), _PIECE)]):

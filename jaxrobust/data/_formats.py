@@ -178,6 +178,7 @@ def _read_classes(
     class_names: list[str],
     size: int | None,
     skipped: list[str] | None,
+    *,
     only_images: bool = False,
 ) -> LocalCopy:
     files: dict[str, list[tuple[Path, int]]] = {}

@@ -24,7 +24,7 @@ def encode_png(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
 
 
 def decode(
-    data: bytes, channels: int, size: int | None, crop: Crop | None = None, rng: np.random.Generator | None = None
+    data: bytes, channels: int, size: int | None, *, crop: Crop | None = None, rng: np.random.Generator | None = None
 ) -> UInt8[np.ndarray, "height width channels"]:
     """The pixels of an encoded image, cropped, or resized (shorter side, then centre crop) to a square, or neither."""
     with Image.open(io.BytesIO(data)) as opened:

@@ -33,10 +33,10 @@ def test_centre_crop_is_resize_then_centre():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 61, 3), np.uint8))
     small = image.resize((20 * 61 // 37, 20), Image.Resampling.BILINEAR)  # 32 x 20
     expected = np.asarray(small)[2:18, 8:24]
-    np.testing.assert_array_equal(decode(encoded(image), 3, None, CentreCrop(16, resize=20)), expected)
+    np.testing.assert_array_equal(decode(encoded(image), 3, None, crop=CentreCrop(16, resize=20)), expected)
     assert CentreCrop(224) == CentreCrop(224, resize=256)
     exact = np.asarray(image)[:, 12:49]  # already of that size
-    np.testing.assert_array_equal(decode(encoded(image), 3, None, CentreCrop(37, resize=37)), exact)
+    np.testing.assert_array_equal(decode(encoded(image), 3, None, crop=CentreCrop(37, resize=37)), exact)
 
 
 @given(st.integers(1, 600), st.integers(1, 600), st.integers(0, 2**31))
@@ -72,7 +72,7 @@ def test_random_crop_is_its_box_resized(kind):
     crop, differences, data = RandomResizedCrop(16), [], encoded(image, kind)
     whole = Image.open(io.BytesIO(data))
     for seed in range(20):
-        found = decode(data, 3, None, crop, np.random.default_rng(seed))
+        found = decode(data, 3, None, crop=crop, rng=np.random.default_rng(seed))
         box = crop.box(*image.size, np.random.default_rng(seed))
         expected = np.asarray(whole.resize((16, 16), Image.Resampling.BILINEAR, box=box))
         differences.append(np.abs(found.astype(int) - expected).mean())
