@@ -2,12 +2,23 @@
 
 from jaxrobust import _public
 from jaxrobust.data import augment
+from jaxrobust.data._crops import CentreCrop, RandomResizedCrop
 from jaxrobust.data._dataset import Dataset, LazyDataset
 from jaxrobust.data._files import read
 from jaxrobust.data.loader import Batch, Loader
 from jaxrobust.data.sources import load
 
-__all__ = ["Batch", "Dataset", "LazyDataset", "Loader", "augment", "load", "read"]
+__all__ = [
+    "Batch",
+    "CentreCrop",
+    "Dataset",
+    "LazyDataset",
+    "Loader",
+    "RandomResizedCrop",
+    "augment",
+    "load",
+    "read",
+]
 
 
 def __dir__() -> list[str]:

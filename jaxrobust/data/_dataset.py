@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,11 +14,13 @@ from jaxtyping import Float32, Int32
 from tqdm import tqdm
 
 from jaxrobust import _checks, _inputs
+from jaxrobust.data._crops import Crop
 from jaxrobust.data._images import decode, to_float
 
 __all__ = ["Dataset", "LazyDataset", "split_range"]
 
 _CHUNK = 512
+_PIECE = 8  # records that one thread reads at a time
 _MOST_CLASSES = 1_000_000  # each has a name in memory
 
 
@@ -135,6 +137,7 @@ class LazyDataset:
         keys: the names of the image and of the label in a record.
         name: the data set's name.
         split: the part of it.
+        crop: cut squares out of images as they are decoded, or None.
     """
 
     records: Any
@@ -145,6 +148,7 @@ class LazyDataset:
     keys: tuple[str, str]
     name: str
     split: str
+    crop: Crop | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def classes(self) -> int:
@@ -166,14 +170,37 @@ class LazyDataset:
         """The first `count` examples; an error if there are not so many."""
         return self[: _checked_count(count, len(self))]
 
-    def fetch(self, positions: Any) -> tuple[np.ndarray, Int32[np.ndarray, " batch"]]:
-        """Decoded images (uint8) and labels at some positions."""
+    def fetch(
+        self,
+        positions: Any,
+        *,
+        key: tuple[int, int] | None = None,
+        mapped: Callable[[Callable[[slice], None], list[slice]], Iterable[None]] = map,
+    ) -> tuple[np.ndarray, Int32[np.ndarray, " batch"]]:
+        """Decoded images (uint8) and labels at some positions.
+
+        Args:
+            positions: a slice, a list of positions or a mask.
+            key: (seed, epoch) of random crops, which the position completes; None gives the middle.
+            mapped: how the work is shared: `map`, or that of a pool of threads.
+
+        Returns:
+            (B, H, W, C) uint8 images and (B,) int32 labels.
+        """
         image_key, label_key = self.keys
-        records = self.records.__getitems__(self.positions[positions].tolist())
-        raw = np.empty((len(records), *self.shape), np.uint8)
-        for row, record in enumerate(records):
-            raw[row] = decode(record[image_key], self.shape[-1], self.size)
-        return raw, np.asarray([record[label_key] for record in records], np.int32)
+        index = np.arange(len(self))[positions]
+        raw, labels = np.empty((len(index), *self.shape), np.uint8), np.empty(len(index), np.int32)
+
+        def fill(part: slice) -> None:
+            records = self.records.__getitems__(self.positions[index[part]].tolist())
+            for row, record in enumerate(records, part.start):
+                rng = None if key is None or self.crop is None else np.random.default_rng([*key, index[row]])
+                raw[row] = decode(record[image_key], self.shape[-1], self.size, crop=self.crop, rng=rng)
+                labels[row] = record[label_key]
+
+        for _ in mapped(fill, [slice(start, start + _PIECE) for start in range(0, len(index), _PIECE)]):
+            pass
+        return raw, labels
 
     def read(self, *, progress: bool = False) -> Dataset:
         """All of it, in memory.

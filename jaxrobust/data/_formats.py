@@ -1,9 +1,11 @@
-"""Readers of the public formats: IDX (MNIST and its kin), CIFAR-10 binary, folders of class folders of images."""
+"""Readers of the public formats: IDX (MNIST and its kin), CIFAR-10 binary, class folders of images, ImageNet."""
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
+import io
+import re
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +17,20 @@ from PIL import Image
 
 from jaxrobust.data._images import decode, encode_png
 
-__all__ = ["LocalCopy", "LocalSplit", "read_cifar10", "read_folders", "read_idx", "read_local"]
+__all__ = [
+    "LocalCopy",
+    "LocalSplit",
+    "UnreadableError",
+    "read_cifar10",
+    "read_folders",
+    "read_idx",
+    "read_imagenet100",
+    "read_local",
+]
 
 SPLIT_FOLDERS = ("train", "test", "val", "valid", "validation")
+_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_NAMED = 10  # of many files at fault
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 _CLASS_NAMES = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -26,6 +39,10 @@ _CLASS_NAMES = {
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
 }
+
+
+class UnreadableError(ValueError):
+    """An image file that is none: missing, damaged, or of another kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,20 +55,25 @@ class LocalSplit:
 
 @dataclasses.dataclass(frozen=True)
 class LocalCopy:
-    """A data set as it lies on disk. `shape` is (H, W, C); H and W are None where images differ in size."""
+    """A data set as it lies on disk. `shape` is (H, W, C); H and W are None where images differ in size.
+
+    `skipped` says which files were left out and why, and grows as images are read; None makes each of them an error.
+    """
 
     splits: dict[str, LocalSplit]
     class_names: tuple[str, ...]
     shape: tuple[int | None, int | None, int]
+    skipped: list[str] | None = None
 
 
-def read_local(directory: Path, name: str, *, size: int | None = None) -> LocalCopy:
+def read_local(directory: Path, name: str, *, size: int | None = None, skip_corrupt: bool = False) -> LocalCopy:
     """Read a local copy, telling the format from the files.
 
     Args:
         directory: the folder of the files.
-        name: the data set's name; names the classes where the format itself does not.
+        name: the data set's name; names the classes where the format itself does not. "imagenet100" is ImageNet's tree.
         size: resize the images of folders to squares of this many pixels.
+        skip_corrupt: leave out image files of folders that cannot be read.
 
     Returns:
         The copy.
@@ -61,13 +83,15 @@ def read_local(directory: Path, name: str, *, size: int | None = None) -> LocalC
     """
     if not directory.is_dir():
         raise ValueError(f"--from must be an existing folder; got {str(directory)!r}")
+    if name == "imagenet100":
+        return read_imagenet100(directory, size=size, skip_corrupt=skip_corrupt)
     if any(_find_idx(directory, prefix, "images") for prefix in ("train", "t10k")):
         return read_idx(directory, name)
     for folder in (directory, directory / "cifar-10-batches-bin"):
         if (folder / "data_batch_1.bin").exists() or (folder / "test_batch.bin").exists():
             return read_cifar10(folder)
     if _subfolders(directory):
-        return read_folders(directory, size=size)
+        return read_folders(directory, size=size, skip_corrupt=skip_corrupt)
     raise ValueError(
         f"the folder must hold IDX files (train-images-idx3-ubyte[.gz], ...), the binary version of CIFAR-10 "
         f"(data_batch_1.bin, ..., test_batch.bin) or class folders of images; got {str(directory)!r}"
@@ -110,7 +134,7 @@ def read_cifar10(directory: Path) -> LocalCopy:
     return LocalCopy(splits, _CLASS_NAMES["cifar10"], (32, 32, 3))
 
 
-def read_folders(directory: Path, *, size: int | None = None) -> LocalCopy:
+def read_folders(directory: Path, *, size: int | None = None, skip_corrupt: bool = False) -> LocalCopy:
     """Folders of class folders of images, under split folders (train, test, val) or not (then all is "train").
 
     Images keep their own encoded bytes, unless `size` resizes them (shorter side, then centre crop; PNG). They are grey
@@ -123,23 +147,81 @@ def read_folders(directory: Path, *, size: int | None = None) -> LocalCopy:
         raise ValueError(f"{directory}: split folders {[f.name for f in split_folders]} stand beside others {others}")
     by_split = {folder.name: folder for folder in split_folders} or {"train": directory}
     class_names = sorted({folder.name for split in by_split.values() for folder in _subfolders(split)})
+    return _read_classes(by_split, class_names, size, [] if skip_corrupt else None)
+
+
+def read_imagenet100(directory: Path, *, size: int | None = None, skip_corrupt: bool = False) -> LocalCopy:
+    """ImageNet's `train`, and its `val` as "test": of 1000 class folders every tenth from the first, in the order of
+    their WordNet ids; of 100 all.
+
+    Reference:
+        Laidlaw, Singla, Feizi (2021), arXiv:2006.12655; Kang et al. (2019), arXiv:1908.08016.
+    """
+    by_split = {"train": directory / "train", "test": directory / "val"}
+    ids = {split: [folder.name for folder in _subfolders(folder)] for split, folder in by_split.items()}
+    for split, found in ids.items():
+        if others := [name for name in found if not re.fullmatch(r"n\d{8}", name)]:
+            raise ValueError(f"{by_split[split]} must hold folders nXXXXXXXX of WordNet ids; got {others[:_NAMED]}")
+        if len(found) not in (100, 1000):
+            raise ValueError(
+                f"{by_split[split]} must hold the folders nXXXXXXXX of all 1000 classes of ImageNet, or of 100; "
+                f"got {len(found)}"
+            )
+    if apart := sorted(set(ids["train"]) ^ set(ids["test"])):
+        raise ValueError(f"{directory}: train and val must hold the same classes; only one has {apart[:_NAMED]}")
+    skipped: list[str] | None = [] if skip_corrupt else None
+    return _read_classes(by_split, ids["train"][:: len(ids["train"]) // 100], size, skipped, only_images=True)
+
+
+def _read_classes(
+    by_split: dict[str, Path],
+    class_names: list[str],
+    size: int | None,
+    skipped: list[str] | None,
+    *,
+    only_images: bool = False,
+) -> LocalCopy:
     files: dict[str, list[tuple[Path, int]]] = {}
+    faults, modes, shapes = [], set(), set()
     for split, folder in by_split.items():
-        files[split] = [(path, i) for i, name in enumerate(class_names) for path in _image_files(folder / name)]
-        if not files[split]:
+        paths = []
+        for label, name in enumerate(class_names):
+            images, others = _image_files(folder / name)
+            paths += [(path, label) for path in images]
+            faults += [f"{path}: not an image file" for path in others if only_images]
+        if not paths:
             raise ValueError(f"{folder} must hold class folders of images; found {', '.join(class_names) or 'none'}")
-    with ThreadPoolExecutor() as pool:
-        headers = set(pool.map(_header, (path for split in files.values() for path, _ in split)))
-    channels = 1 if {mode for *_, mode in headers} <= {"1", "L"} else 3
-    shapes: set[tuple[int | None, int | None]] = {(height, width) for height, width, _ in headers}
+        with ThreadPoolExecutor() as pool:
+            headers = list(pool.map(_header, (path for path, _ in paths)))
+        faults += [header for header in headers if isinstance(header, str)]
+        shapes |= {header[:2] for header in headers if not isinstance(header, str)}
+        modes |= {header[2] for header in headers if not isinstance(header, str)}
+        files[split] = [pair for pair, header in zip(paths, headers, strict=True) if not isinstance(header, str)]
+    if faults and skipped is None:
+        more = f"\nand {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+        raise ValueError("\n".join(faults[:_NAMED]) + more)
+    if skipped is not None:
+        skipped += faults
+    for split, folder in by_split.items():
+        without = set(range(len(class_names))) - {label for _, label in files[split]}
+        # a class that is no folder of a part for validation has no examples there by intention
+        if named := [
+            str(folder / class_names[i]) for i in sorted(without) if _must_fill(split, folder / class_names[i])
+        ]:
+            raise ValueError(f"every class must have images; without any: {', '.join(named[:_NAMED])}")
+    channels = 1 if modes <= {"1", "L"} else 3
     if size is not None:
         shapes = {(size, size)}
     height, width = shapes.pop() if len(shapes) == 1 else (None, None)
     splits = {}
     for split, pairs in files.items():
-        paths, labels = zip(*pairs, strict=True)
-        splits[split] = LocalSplit(np.asarray(labels, np.int32), _FileBytes(paths, channels, size))
-    return LocalCopy(splits, tuple(class_names), (height, width, channels))
+        split_paths, labels = zip(*pairs, strict=True)
+        splits[split] = LocalSplit(np.asarray(labels, np.int32), _FileBytes(split_paths, channels, size))
+    return LocalCopy(splits, tuple(class_names), (height, width, channels), skipped)
+
+
+def _must_fill(split: str, folder: Path) -> bool:
+    return split == "train" or folder.is_dir()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +233,11 @@ class _FileBytes:
     def __call__(self, position: int) -> bytes:
         path = self.paths[position]
         try:
-            with Image.open(path) as image:
+            data = path.read_bytes()
+            with Image.open(io.BytesIO(data)) as image:
                 image.load()  # a truncated file has a good header
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path}: not a readable image: {error}") from error
-        data = path.read_bytes()
+        except _UNREADABLE as error:
+            raise UnreadableError(f"{path}: not a readable image: {error}") from error
         return data if self.size is None else encode_png(decode(data, self.channels, self.size))
 
 
@@ -169,20 +251,23 @@ def _subfolders(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _image_files(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Files that are images by their names, and others."""
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in files if path.suffix.lower() in known and not path.name.startswith(".")]
+    files = [path for path in sorted(folder.iterdir()) if path.name[0] != "."] if folder.is_dir() else []
+    images = [path for path in files if path.suffix.lower() in known]
+    return images, [path for path in files if path.suffix.lower() not in known]
 
 
-def _header(path: Path) -> tuple[int, int, str]:
+def _header(path: Path) -> tuple[int, int, str] | str:
+    """Height, width and mode; or what is wrong."""
     try:
         with Image.open(path) as image:
             (width, height), mode = image.size, image.mode
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable image: {error}") from error
+    except _UNREADABLE as error:
+        return f"{path}: not a readable image: {error}"
     if mode not in _EIGHT_BIT_MODES:
-        raise ValueError(f"{path}: images must have 8 bits a channel; got the mode {mode!r}")
+        return f"{path}: images must have 8 bits a channel; got the mode {mode!r}"
     return height, width, mode
 
 

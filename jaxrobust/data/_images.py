@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from jaxrobust.data._crops import Crop
+
 __all__ = ["decode", "encode_png", "to_float"]
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -21,10 +23,15 @@ def encode_png(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
     return buffer.getvalue()
 
 
-def decode(data: bytes, channels: int, size: int | None) -> UInt8[np.ndarray, "height width channels"]:
-    """The pixels of an encoded image, resized (shorter side, then centre crop) to a square unless `size` is None."""
+def decode(
+    data: bytes, channels: int, size: int | None, *, crop: Crop | None = None, rng: np.random.Generator | None = None
+) -> UInt8[np.ndarray, "height width channels"]:
+    """The pixels of an encoded image, cropped, or resized (shorter side, then centre crop) to a square, or neither."""
     with Image.open(io.BytesIO(data)) as opened:
-        image: Image.Image = opened if opened.mode == _MODES[channels] else opened.convert(_MODES[channels])
+        if crop is not None:
+            image = crop.cut(opened, _MODES[channels], rng)
+        else:
+            image = opened if opened.mode == _MODES[channels] else opened.convert(_MODES[channels])
         if size is not None and image.size != (size, size):
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)

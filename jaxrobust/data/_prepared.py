@@ -13,11 +13,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from jaxrobust.data._formats import LocalCopy, LocalSplit
+from jaxrobust.data._formats import LocalCopy, LocalSplit, UnreadableError
 
-__all__ = ["VERSION", "data_root", "find", "names", "write"]
+__all__ = ["SKIPPED", "VERSION", "data_root", "find", "names", "write"]
 
 VERSION = "1.0.0"
+SKIPPED = "skipped.txt"  # in a prepared copy: the files that it leaves out
 _CHUNK = 512
 _EXAMPLES_A_FILE = 10_000
 _RANDOM_ACCESS = ("array_record", "parquet")
@@ -80,9 +81,16 @@ def write(name: str, copy: LocalCopy, data_dir: str | os.PathLike[str] | None, p
         writer = tfds.core.SequentialWriter(info, _EXAMPLES_A_FILE, file_format="array_record")
         writer.initialize_splits(list(copy.splits))
         for split, records in copy.splits.items():
-            for chunk in _chunks(records, f"{name} {split}", progress):
+            seen: set[int] = set()
+            for chunk in _chunks(records, f"{name} {split}", progress, copy.skipped):
                 writer.add_examples({split: chunk})
+                seen.update(example["label"] for example in chunk)
+            if lost := set(records.labels.tolist()) - seen:
+                lost_names = ", ".join(copy.class_names[label] for label in sorted(lost))
+                raise ValueError(f"every class must have images; none of {lost_names} of {name} {split} can be read")
         writer.close_all()
+        if copy.skipped:
+            (folder / SKIPPED).write_text("\n".join(sorted(copy.skipped)) + "\n")
         final.parent.mkdir(exist_ok=True)
         replaced = Path(temporary, "replaced")
         if final.exists():
@@ -96,11 +104,20 @@ def write(name: str, copy: LocalCopy, data_dir: str | os.PathLike[str] | None, p
     return final
 
 
-def _chunks(split: LocalSplit, title: str, progress: bool) -> Iterator[list[dict[str, Any]]]:
+def _chunks(split: LocalSplit, title: str, progress: bool, skipped: list[str] | None) -> Iterator[list[dict[str, Any]]]:
+    def encoded(position: int) -> bytes | None:
+        try:
+            return split.encoded(position)
+        except UnreadableError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            return None
+
     total = len(split.labels)
     with ThreadPoolExecutor() as pool, tqdm(total=total, desc=title, unit="image", disable=not progress) as bar:
         for start in range(0, total, _CHUNK):
             positions = range(start, min(start + _CHUNK, total))
-            images = pool.map(split.encoded, positions)
-            yield [{"image": image, "label": int(split.labels[i])} for i, image in zip(positions, images, strict=True)]
+            images = zip(positions, pool.map(encoded, positions), strict=True)
+            yield [{"image": data, "label": int(split.labels[i])} for i, data in images if data is not None]
             bar.update(len(positions))

@@ -22,11 +22,12 @@ class Prepare:
     """Import a local copy of a data set, so that `jaxrobust.data.load(NAME)` finds it.
 
     The copy may be in MNIST's IDX files (plain or .gz), in the binary version of CIFAR-10, or a folder of class
-    folders of images, with split folders (train, test, val) above them or without.
+    folders of images, with split folders (train, test, val) above them or without. imagenet100 is read from ImageNet:
+    train/nXXXXXXXX and val/nXXXXXXXX of all 1000 classes, of which it takes every tenth, or of 100.
     """
 
     name: tyro.conf.Positional[str]
-    """The name that `load` will know it by: mnist, fashion_mnist, cifar10, or your own."""
+    """The name that `load` will know it by: mnist, fashion_mnist, cifar10, imagenet100, or your own."""
     source: Annotated[Path, tyro.conf.arg(name="from")]
     """The folder of the local copy. It is only read."""
     data_dir: Path | None = None
@@ -35,6 +36,8 @@ class Prepare:
     """Resize the images of folders to squares of this many pixels, once, instead of at every reading."""
     overwrite: bool = False
     """Replace a prepared copy of this name."""
+    skip_corrupt: bool = False
+    """Leave out image files that cannot be read, and list them, instead of stopping."""
 
 
 def prepare(
@@ -44,6 +47,7 @@ def prepare(
     data_dir: str | Path | None = None,
     size: int | None = None,
     overwrite: bool = False,
+    skip_corrupt: bool = False,
     progress: bool = False,
 ) -> Path:
     """Import a local copy of a data set into array_record files; pixels, labels and order are kept exactly.
@@ -54,13 +58,14 @@ def prepare(
         data_dir: where prepared copies go; default `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
         size: resize the images of folders (shorter side, bilinear, then centre crop) to squares of this many pixels.
         overwrite: replace a prepared copy of this name.
+        skip_corrupt: leave out image files of folders that cannot be read; the folder's `skipped.txt` lists them.
         progress: show progress bars.
 
     Returns:
         The folder that was written.
 
     Raises:
-        ValueError: a bad name, an unknown format, a damaged file (named).
+        ValueError: a bad name, an unknown format, damaged files (named), a class without images (named).
         FileExistsError: a prepared copy exists and `overwrite` is False.
 
     Example:
@@ -73,7 +78,8 @@ def prepare(
     existing = _prepared.data_root(data_dir) / name / _prepared.VERSION
     if existing.exists() and not overwrite:
         raise FileExistsError(f"{existing} exists; pass --overwrite to replace it")
-    return _prepared.write(name, read_local(Path(source).expanduser(), name, size=size), data_dir, progress)
+    copy = read_local(Path(source).expanduser(), name, size=size, skip_corrupt=skip_corrupt)
+    return _prepared.write(name, copy, data_dir, progress)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -86,10 +92,15 @@ def main(args: list[str] | None = None) -> None:
             data_dir=config.data_dir,
             size=config.size,
             overwrite=config.overwrite,
+            skip_corrupt=config.skip_corrupt,
             progress=True,
         )
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
+    skipped = path / _prepared.SKIPPED
+    if skipped.exists():
+        lines = skipped.read_text().splitlines()
+        tqdm.write("\n".join([*lines, f"skipped {len(lines)} files, listed in {skipped}"]))
     tqdm.write(f"{config.name} is prepared in {path}")
 
 

@@ -11,11 +11,12 @@ import numpy as np
 
 from jaxrobust import _checks
 from jaxrobust.data import _prepared
+from jaxrobust.data._crops import CentreCrop, Crop, RandomResizedCrop
 from jaxrobust.data._dataset import Dataset, LazyDataset, split_range
 
 __all__ = ["load"]
 
-_USUAL = ("digits", "mnist", "fashion_mnist", "cifar10")
+_USUAL = ("digits", "mnist", "fashion_mnist", "cifar10", "imagenet100")
 
 
 @overload
@@ -25,6 +26,7 @@ def load(
     *,
     data_dir: str | os.PathLike[str] | None = ...,
     size: int | None = ...,
+    crop: Crop | None = ...,
     in_memory: Literal[True] = ...,
 ) -> Dataset: ...
 
@@ -36,6 +38,7 @@ def load(
     *,
     data_dir: str | os.PathLike[str] | None = ...,
     size: int | None = ...,
+    crop: Crop | None = ...,
     in_memory: Literal[False],
 ) -> LazyDataset: ...
 
@@ -46,6 +49,7 @@ def load(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     size: int | None = None,
+    crop: Crop | None = None,
     in_memory: bool = True,
 ) -> Dataset | LazyDataset:
     """Load a data set of labelled images.
@@ -56,6 +60,10 @@ def load(
     `python -m jaxrobust.data.prepare NAME --from DIR` imported, in the order of the published files; else from
     TensorFlow Datasets, in its order, which downloads and prepares the data where TensorFlow is installed.
 
+    `"imagenet100"` is every tenth class of ImageNet, in the order of their WordNet ids: ImageNet's training images are
+    "train", its validation images "test". It is prepared from a local copy of ImageNet and, unless `size` or `crop`
+    says otherwise, seen through `CentreCrop(224)`.
+
     Args:
         name: the data set.
         split: "train", "test", ... or a part: "test[:1000]", "train[10%:90%]", "train[-100:]".
@@ -63,6 +71,8 @@ def load(
             `~/tensorflow_datasets`.
         size: resize (shorter side, bilinear, then centre crop) to squares of this many pixels; needed where images
             differ in size.
+        crop: in the place of `size`, `CentreCrop` or `RandomResizedCrop`; the latter only with `in_memory=False`, as a
+            `Loader` draws it anew each epoch.
         in_memory: False leaves the images on disk, to be decoded when they are asked for.
 
     Returns:
@@ -70,7 +80,9 @@ def load(
         (N,) int32. With `in_memory=False` a `LazyDataset` of the same examples.
 
     Raises:
-        ValueError: an unknown name or split, images of different sizes without `size`.
+        TypeError: a name, split, size or crop of another type.
+        ValueError: an unknown name or split, images of different sizes without `size` or `crop`, both of them, a random
+            crop in memory.
         RuntimeError: the data are not prepared and cannot be had; the message says the ways out.
 
     Example:
@@ -82,11 +94,19 @@ def load(
         raise TypeError(f"name must be a string such as 'mnist'; got {name!r}")
     if size is not None:
         size = _checks.count("size", size)
+    if not (crop is None or isinstance(crop, Crop)):
+        raise TypeError(f"crop must be a CentreCrop, a RandomResizedCrop or None; got {crop!r}")
+    if size is not None and crop is not None:
+        raise ValueError(f"size must be None where crop is given; got size={size}, crop={crop}")
+    if in_memory and isinstance(crop, RandomResizedCrop):
+        raise ValueError(f"in_memory must be False for a random crop, which is drawn at each reading; got {crop}")
     if name == "digits":
-        if size is not None or not in_memory:
-            raise ValueError("size and in_memory do not apply to 'digits', which is 8 x 8 and always in memory")
+        if size is not None or crop is not None or not in_memory:
+            raise ValueError("size, crop and in_memory do not apply to 'digits', which is 8 x 8 and always in memory")
         return _digits(split)
-    lazy = _lazy(_builder(name, data_dir), name, split, size)
+    if name == "imagenet100" and size is None and crop is None:
+        crop = CentreCrop(224)
+    lazy = _lazy(_builder(name, data_dir), name, split, size, crop)
     return lazy.read() if in_memory else lazy
 
 
@@ -109,6 +129,11 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     if prepared is not None:
         return prepared
     root = _prepared.data_root(data_dir)
+    if name == "imagenet100":  # of ours alone
+        raise RuntimeError(
+            f"{name!r} is not prepared in {root}. Import it from a local copy of ImageNet, a folder of train/nXXXXXXXX "
+            f"and val/nXXXXXXXX, with `python -m jaxrobust.data.prepare {name} --from DIR`."
+        )
     try:
         builder = tfds.builder(name, data_dir=os.fspath(root), file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
@@ -145,7 +170,7 @@ def _has_tensorflow() -> bool:
     return importlib.util.find_spec("tensorflow") is not None
 
 
-def _lazy(builder: Any, name: str, split: str, size: int | None) -> LazyDataset:
+def _lazy(builder: Any, name: str, split: str, size: int | None, crop: Crop | None) -> LazyDataset:
     import tensorflow_datasets as tfds
 
     info = builder.info
@@ -153,12 +178,14 @@ def _lazy(builder: Any, name: str, split: str, size: int | None) -> LazyDataset:
     sizes = {base: int(part.num_examples) for base, part in info.splits.items()}
     base, start, stop = split_range(split, sizes, name)
     *sides, channels = info.features[image_key].shape
-    if size is None and None in sides:
-        raise ValueError(f"images of {name} differ in size: pass size= to resize them; got size=None")
-    height, width = sides if size is None else (size, size)
+    square = size if crop is None else crop.size
+    if square is None and None in sides:
+        raise ValueError(f"images of {name} differ in size: pass size= to resize them, or crop=; got size=None")
+    height, width = sides if square is None else (square, square)
     records = builder.as_data_source(split=f"{base}[{start}:{stop}]", decoders={image_key: tfds.decode.SkipDecoding()})
     shape, names = (height, width, channels or 3), tuple(info.features[label_key].names)
-    return LazyDataset(records, np.arange(len(records)), shape, names, size, (image_key, label_key), name, split)
+    keys = image_key, label_key
+    return LazyDataset(records, np.arange(len(records)), shape, names, size, keys, name, split, crop=crop)
 
 
 def _keys(info: Any, name: str) -> tuple[str, str]:

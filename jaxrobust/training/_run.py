@@ -91,6 +91,7 @@ def describe_data(data: Dataset | LazyDataset) -> dict[str, Any]:
         "keys": list(data.keys),
         "positions": _store.identity(np.asarray(data.positions, np.int64)),
         "digest": _store.identity(data.fetch([0, len(data) - 1])),
+        **({} if data.crop is None else {"crop": str(data.crop)}),
     }
 
 

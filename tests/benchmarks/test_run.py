@@ -21,6 +21,7 @@ NAMES = {
     "mnist_vanilla",
     "pgd_overhead",
     "projection_quality",
+    "reading",
     "retraces",
 }
 NAMES |= {"attack_overhead", "beside_autoattack", "beside_foolbox", "beside_torchattacks", "set_costs", "wasserstein"}

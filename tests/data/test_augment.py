@@ -1,3 +1,6 @@
+import functools
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrobust.data import augment
+from jaxrobust.data._images import to_float
 
 
 def distinct(height, width, channels=1):
@@ -73,6 +77,121 @@ def test_steps_of_a_chain_have_their_own_keys(key):
     assert 0.3 < mirrored.mean() < 0.7  # one key for both would always give the image back
 
 
-def test_bad_padding(key):
-    with pytest.raises(ValueError, match="padding must be >= 0"):
-        augment.random_crop(key, distinct(4, 4), padding=-1)
+def many(function):
+    """One program for a transform, its numbers arguments: of keys, an image and numbers, the images."""
+
+    def run(key, image, count, **numbers):
+        keys = jax.random.split(key, 400)
+        return np.asarray(program(keys, image, numbers))[:count]
+
+    @jax.jit
+    def program(keys, image, numbers):
+        return jax.vmap(lambda key: function(key, image, **numbers))(keys)
+
+    return run
+
+
+jitter, rotation = many(augment.random_jitter), many(augment.random_rotation)
+GREY = np.array([0.299, 0.587, 0.114])
+
+
+def strengths(brightness=0.0, contrast=0.0, saturation=0.0):
+    return {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+
+
+def test_brightness_scales_uniformly(key):
+    found = jitter(key, jnp.full((1, 2, 3), 0.5), 400, **strengths(brightness=0.25)) / 0.5
+    assert (np.ptp(found, axis=(1, 2, 3)) < 1e-6).all()
+    found = found[:, 0, 0, 0]
+    assert found.min() >= 0.75 - 1e-6
+    assert found.max() <= 1.25 + 1e-6
+    assert abs(found.mean() - 1) < 0.03
+    assert abs(found.std() - 0.5 / np.sqrt(12)) < 0.02
+
+
+def test_contrast_and_saturation_keep_what_they_must(key):
+    image = jnp.asarray([[[0.4, 0.6, 0.5], [0.45, 0.4, 0.6]]])  # so that nothing clips
+    contrast = jitter(key, image, 20, **strengths(contrast=0.25))
+    np.testing.assert_allclose((contrast @ GREY).mean((1, 2)), (image @ GREY).mean(), rtol=1e-5)
+    saturation = jitter(key, image, 20, **strengths(saturation=0.25))
+    np.testing.assert_allclose(saturation @ GREY, np.broadcast_to(image @ GREY, (20, 1, 2)), rtol=1e-5)
+    for changed in (contrast, saturation):
+        assert (np.abs(changed - image[None]).max((1, 2, 3)) > 1e-4).all()
+
+
+def test_jitter_takes_every_order(key):
+    """What clips last tells which came first."""
+    image = jnp.asarray([[[0.9, 0.1, 0.2], [0.2, 0.8, 0.1]]])
+    found = jitter(key, image, 60, **strengths(0.5, 0.5, 0.5))
+    drawn = jax.vmap(lambda key: jax.random.uniform(jax.random.split(key)[0], (3,)))(jax.random.split(key, 400))
+    orders = set()
+    for one, factors in zip(found, 0.5 + np.asarray(drawn), strict=False):
+        fitting = [order for order in itertools.permutations(range(3)) if _fits(one, image, factors, order)]
+        assert fitting, "no order of the three gives this image"
+        orders |= set(fitting[:1])
+    assert len(orders) == 6
+
+
+def _fits(found, image, factors, order):
+    x = np.asarray(image)
+    for kind in order:
+        target = (0, (x @ GREY).mean(), (x @ GREY)[..., None])[kind]
+        x = np.clip(factors[kind] * x + (1 - factors[kind]) * target, 0, 1)
+    return np.allclose(x, found, atol=1e-5)
+
+
+def test_lighting_adds_one_colour_along_the_components(key):
+    image = 0.5 * jnp.ones((2, 2, 3))
+    added = many(augment.random_lighting)(key, image, 400) - 0.5
+    assert (added == added[:, :1, :1]).all()
+    vectors = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+    along = added[:, 0, 0] @ vectors
+    np.testing.assert_allclose(along.std(0), 0.05 * np.array([0.2175, 0.0188, 0.0045]), rtol=0.15)
+
+
+def test_rotation_turns_about_the_centre(key):
+    image = distinct(17, 17)
+    values = np.asarray(image)
+    np.testing.assert_array_equal(rotation(key, image, 3, degrees=0.0), np.broadcast_to(values, (3, 17, 17, 1)))
+    turned = rotation(key, image, 400, degrees=180.0)
+    assert (turned[:, 8, 8] == values[8, 8]).all()
+    assert set(np.unique(turned).tolist()) <= {0.0, *values.ravel().tolist()}
+    above = set(turned[:, 5, 8, 0].tolist())  # three above the centre comes what stood three from it, on any side
+    assert {float(values[row, column, 0]) for row, column in ((8, 5), (8, 11), (11, 8), (5, 8))} <= above
+    little = rotation(key, image, 400, degrees=5.0)
+    assert (little[:, 5:12, 5:12] == values[5:12, 5:12]).all()  # sin 5° · 5 is less than half a pixel
+    assert 0.02 < (little != values).mean() < 0.5
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bytes_become_the_loaders_floats(compiled):
+    images = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+    found = (jax.jit(augment.to_float) if compiled else augment.to_float)(images)
+    np.testing.assert_array_equal(np.asarray(found), to_float(images))
+    np.testing.assert_array_equal(augment.to_float(to_float(images)), to_float(images))
+
+
+@pytest.mark.parametrize("transform", [augment.CIFAR, augment.IMAGENET])
+def test_the_papers_transforms_stay_in_the_box_and_take_bytes(key, transform):
+    raw = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    found = jax.jit(functools.partial(augment.batch, transform=transform))(key, jnp.asarray(raw), jnp.arange(4))
+    assert found.dtype == jnp.float32
+    assert (found >= 0).all()
+    assert (found <= 1).all()
+    assert (found != to_float(raw)).any()
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (augment.random_crop, {"padding": -1}, "padding must be >= 0"),
+        (augment.random_jitter, {"contrast": -0.1}, "contrast must be finite and >= 0; got -0.1"),
+        (augment.random_lighting, {"std": float("nan")}, "std must be finite and >= 0; got nan"),
+        (augment.random_lighting, {}, r"image must have 3 channels; got the shape \(4, 4, 2\)"),
+        (augment.random_jitter, {}, r"image must have 1 channel or 3; got the shape \(4, 4, 2\)"),
+        (augment.random_rotation, {"degrees": -1}, "degrees must be finite and >= 0; got -1"),
+    ],
+)
+def test_bad_arguments(key, function, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        function(key, distinct(4, 4, 2), **arguments)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxrobust.data import Batch, Dataset, Loader
+from jaxrobust.data import Batch, Dataset, Loader, augment
 
 sizes = st.integers(1, 40)
 
@@ -35,36 +35,40 @@ def test_orders_differ_by_epoch_and_seed():
     assert len(orders) == 25
 
 
-@given(sizes, sizes, st.integers(1, 4), st.booleans(), st.integers(0, 3))
-def test_shards_are_disjoint_complete_and_equally_long(count, batch_size, shards, drop_last, epoch):
-    if count // shards < (batch_size if drop_last else 1):
+def hosts_of(count, batch_size, hosts, **make):
+    make = {"seed": 3, "prefetch": 0} | make
+    return [Loader(numbered(count), batch_size, host=i, hosts=hosts, **make) for i in range(hosts)]
+
+
+@given(sizes, st.integers(1, 10), st.integers(1, 4), st.booleans(), st.integers(0, 3))
+def test_parts_of_hosts_are_the_batch_of_one(count, rows, hosts, drop_last, epoch):
+    """Field by field and row by row, fillers too; so every example is seen once an epoch, whatever the number."""
+    if count < (rows * hosts if drop_last else 1):
         return
-    make = {"seed": 0, "drop_last": drop_last, "prefetch": 0}
-    loaders = [Loader(numbered(count), batch_size, shard_index=i, shard_count=shards, **make) for i in range(shards)]
-    per_shard = [list(loader.epoch(epoch)) for loader in loaders]
-    assert {len(batches) for batches in per_shard} == {len(loaders[0])}
-    seen = np.concatenate([batch.index[batch.mask] for batches in per_shard for batch in batches])
-    assert len(seen) == len(set(seen.tolist()))
-    assert len(seen) == (len(loaders[0]) * batch_size * shards if drop_last else count)
-    for batch in (batch for batches in per_shard for batch in batches):
+    (whole,) = hosts_of(count, rows * hosts, 1, drop_last=drop_last)
+    parts = hosts_of(count, rows * hosts, hosts, drop_last=drop_last)
+    assert {len(part) for part in parts} == {len(whole)}
+    seen = []
+    for batch, *pieces in zip(whole.epoch(epoch), *(part.epoch(epoch) for part in parts), strict=True):
+        assert all(piece.images.shape == (rows, 2, 2, 1) for piece in pieces)
+        for field, found in zip(batch, zip(*pieces, strict=True), strict=True):
+            np.testing.assert_array_equal(np.concatenate(found), field)
         assert batch.mask.all() or not drop_last
-        assert batch.images.shape == (batch_size, 2, 2, 1)
         assert (batch.images.dtype, batch.labels.dtype, batch.index.dtype) == (np.float32, np.int32, np.int32)
         # Rows that fill the batch are whole examples too.
         np.testing.assert_array_equal(batch.labels, batch.index)
         np.testing.assert_array_equal(batch.images[:, 0, 0, 0], batch.index.astype(np.float32) / np.float32(255))
+        seen += batch.index[batch.mask].tolist()
+    assert len(seen) == len(set(seen)) == (len(whole) * rows * hosts if drop_last else count)
 
 
-@given(st.integers(4, 40), st.integers(1, 5), st.integers(1, 4))
-def test_a_step_is_the_same_examples_whatever_the_number_of_shards(count, batch_size, shards):
-    whole = Loader(numbered(count), batch_size * shards, seed=3, prefetch=0)
-    parts = [
-        Loader(numbered(count), batch_size, seed=3, prefetch=0, shard_index=i, shard_count=shards)
-        for i in range(shards)
-    ]
-    for batch, *pieces in zip(whole.epoch(2), *(part.epoch(2) for part in parts), strict=True):
-        together = np.concatenate([piece.index[piece.mask] for piece in pieces])
-        assert sorted(together.tolist()) == sorted(batch.index[batch.mask].tolist())
+def test_bytes_stay_bytes_on_request():
+    loaders = [Loader(numbered(6), 2, seed=0, as_bytes=as_bytes) for as_bytes in (True, False)]
+    for raw, floats in zip(*(loader.epoch(0) for loader in loaders), strict=True):
+        assert raw.images.dtype == np.uint8
+        np.testing.assert_array_equal(np.asarray(augment.to_float(raw.images)), floats.images)
+    floating = Loader((np.full((2, 2, 2, 1), 0.5), [0, 1]), 2, seed=0, as_bytes=True)
+    assert next(floating.epoch(0)).images.dtype == np.float32
 
 
 @given(st.integers(1, 30), st.integers(1, 7), st.integers(0, 3), st.data())
@@ -113,9 +117,9 @@ class Failing:
         return np.zeros((2, 2, 1), np.float32), position
 
 
-@pytest.mark.parametrize("prefetch", [0, 1, 5])
-def test_errors_of_the_thread_are_raised_in_their_turn(prefetch):
-    batches = Loader(Failing(), 2, shuffle=False, prefetch=prefetch).epoch(0)
+@pytest.mark.parametrize(("prefetch", "workers"), [(0, 1), (1, 1), (5, 1), (5, 3)])
+def test_errors_of_the_thread_are_raised_in_their_turn(prefetch, workers):
+    batches = Loader(Failing(), 2, shuffle=False, prefetch=prefetch, workers=workers).epoch(0)
     assert [next(batches).index.tolist() for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(OSError, match="disk gone"):
         next(batches)
@@ -174,16 +178,13 @@ def test_reads_ahead_of_the_consumer_but_no_further():
         ({"batch_size": 0}, ValueError, "batch_size must be >= 1; got 0"),
         ({"seed": None}, ValueError, "seed must be given when shuffle is True"),
         ({"seed": -1}, ValueError, "seed must be >= 0; got -1"),
-        ({"shard_index": 2, "shard_count": 2}, ValueError, r"shard_index must be 0\.\.1; got 2"),
-        ({"shard_count": 0}, ValueError, "shard_count must be >= 1"),
+        ({"host": 2, "hosts": 2}, ValueError, r"host must be 0\.\.1; got 2"),
+        ({"hosts": 0}, ValueError, "hosts must be >= 1"),
+        ({"hosts": 3}, ValueError, "batch_size must be a multiple of hosts, 3; got 2"),
         ({"prefetch": -1}, ValueError, "prefetch must be >= 0"),
         ({"workers": 0}, ValueError, "workers must be >= 1"),
-        (
-            {"batch_size": 11, "drop_last": True},
-            ValueError,
-            "dataset must fill a batch on every shard; got 10 examples",
-        ),
-        ({"shard_count": 11}, ValueError, "dataset must fill a batch on every shard; got 10 examples"),
+        ({"batch_size": 11, "drop_last": True}, ValueError, "dataset must fill a batch; got 10 examples"),
+        ({"dataset": []}, ValueError, "dataset must fill a batch; got 0 examples"),
         ({"dataset": iter([])}, TypeError, "dataset must have __len__ and __getitem__"),
     ],
 )

@@ -144,7 +144,9 @@ prepare.prepare(sys.argv[1], sys.argv[2], data_dir=sys.argv[3], overwrite=True)
     assert list(tmp_path.glob("incomplete.*"))
     assert names(tmp_path) == ["mnist"]
     assert load("mnist", data_dir=tmp_path).shape == (6, 5, 1)
-    with pytest.raises(ValueError, match="name must be one of cifar10, digits, fashion_mnist, mnist or any"):
+    with pytest.raises(
+        ValueError, match="name must be one of cifar10, digits, fashion_mnist, imagenet100, mnist or any"
+    ):
         load("fresh", data_dir=tmp_path)
 
 

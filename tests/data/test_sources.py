@@ -8,7 +8,9 @@ from tests.data import files
 
 
 def test_unknown_name_lists_the_known(tmp_path):
-    with pytest.raises(ValueError, match=r"cifar10, digits, fashion_mnist, mnist or any .* did you mean .*mnist"):
+    with pytest.raises(
+        ValueError, match=r"cifar10, digits, fashion_mnist, imagenet100, mnist or any .* did you mean .*mnist"
+    ):
         load("mnits", data_dir=tmp_path)
 
 
@@ -84,7 +86,7 @@ def test_bad_size(size):
 
 
 def test_size_does_not_apply_to_digits():
-    with pytest.raises(ValueError, match="size and in_memory do not apply to 'digits'"):
+    with pytest.raises(ValueError, match="size, crop and in_memory do not apply to 'digits'"):
         load("digits", size=16)
 
 

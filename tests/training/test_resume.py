@@ -19,7 +19,7 @@ from flax import nnx
 from PIL import Image
 
 from jaxrobust import attacks
-from jaxrobust.data import Dataset, LazyDataset
+from jaxrobust.data import CentreCrop, Dataset, LazyDataset, RandomResizedCrop
 from jaxrobust.losses import cross_entropy
 from jaxrobust.sets import L2, Linf
 from jaxrobust.training import TrainConfig, adversarial, fit, free, several, standard
@@ -299,6 +299,7 @@ def lazy(seed=0, size=None):
 
 def test_positions_and_contents_of_data_on_disk_count():
     kinds = [lazy()[0:256], lazy()[5000:5256], lazy()[np.arange(256)[::-1]], lazy(seed=1)[0:256]]
+    kinds += [dataclasses.replace(lazy()[0:256], crop=crop) for crop in (CentreCrop(4), RandomResizedCrop(4))]
     described = [json.dumps(describe_data(data)) for data in kinds]
     assert len(set(described)) == len(kinds)
     assert json.dumps(describe_data(lazy()[np.arange(256)])) == described[0]
