@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrobust import _compile, _inputs, attacks
 from jaxrobust.data import Dataset, LazyDataset, Loader
+from jaxrobust.data.augment import to_float
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.types import Classifier, Code, Key
 
@@ -63,11 +64,12 @@ def _outcomes(classifier: Classifier, batch: Any, attack: Any, key: Key) -> dict
 
 @_compile.jit
 def _correct(classifier: Classifier, images: Any, labels: Any) -> Any:
-    logits = classifier(images)
+    logits = classifier(to_float(images))
     return (jnp.argmax(logits, axis=1) == labels) & jnp.isfinite(logits).all(axis=1)
 
 
 @_compile.jit
 def _robust(attack: Any, classifier: Classifier, batch: Any, key: Key) -> Any:
-    result = attacks.run(attack, classifier, batch.images, batch.labels, key=key, indices=batch.index, early_stop=True)
+    images = to_float(batch.images)
+    result = attacks.run(attack, classifier, images, batch.labels, key=key, indices=batch.index, early_stop=True)
     return ~result.success & ((result.code == Code.RAN) | (result.code == Code.NO_START))

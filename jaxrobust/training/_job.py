@@ -163,11 +163,12 @@ def prepare(
     placed = placement(devices, mapping, batch_size=config.batch_size, accumulate=config.accumulate)
     loader = Loader(
         train,
-        config.batch_size // jax.process_count(),
+        config.batch_size,
         seed=_seed(order_key),
         drop_last=config.drop_last,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+        as_bytes=True,
     )
     replays = getattr(objective, "replays", 1)
     total = config.epochs * len(loader) * replays

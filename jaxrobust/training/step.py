@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrobust.data.augment import to_float
 from jaxrobust.models.trainable import Trainable
 from jaxrobust.training.objectives.core import Aux, Learner, Objective
 from jaxrobust.training.objectives.core import total as total_of
@@ -85,7 +86,7 @@ def first_memory(objective: Objective, trainable: Trainable, params: Any, state:
     """
     init = getattr(objective, "init", None)
     batch = jax.tree.map(jnp.asarray, batch)
-    batch = batch._replace(images=_as_float(batch.images))
+    batch = batch._replace(images=to_float(batch.images))
     return None if init is None else init(Learner(trainable, params, state), batch)
 
 
@@ -151,7 +152,7 @@ def train_step(
     augment_key, objective_key = jax.random.split(key)
     batch = jax.tree.map(jnp.asarray, batch)
     mask = jnp.ones(batch.labels.shape) if batch.mask is None else batch.mask.astype(jnp.float32)
-    images = _as_float(batch.images)
+    images = to_float(batch.images)
     if augment is not None:
         images = augment(augment_key, images, batch.index)
     batch = batch._replace(images=images)
@@ -210,10 +211,6 @@ def _in_parts(found: Callable[..., Any], statistics: Any, batch: Any, count: int
 
     numbers = jnp.arange(count, dtype=jnp.int32)
     return jax.lax.scan(one, (statistics, zeros), (parts, numbers))[0]
-
-
-def _as_float(images: Any) -> Any:
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
 def _per_device(tree: Any, axis_name: str | None) -> Any:
