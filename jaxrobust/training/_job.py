@@ -24,7 +24,7 @@ from jaxrobust.training.objectives.core import Objective, inner_attacks
 from jaxrobust.training.step import Augment, TrainState, first_memory
 from jaxrobust.types import Classifier, Key
 
-__all__ = ["Disk", "Job", "Loop", "Progress", "prepare"]
+__all__ = ["FREE", "Disk", "Job", "Loop", "Progress", "check_fit", "prepare", "seed", "warmed_up"]
 
 # settings that change no number
 FREE = ("log_every", "checkpoint_every")
@@ -145,10 +145,10 @@ def prepare(
     order_key, split_key, step_key, validation_key = jax.random.split(key, 4)
     if validation_data is None:
         apart = None
-        train, held_out = _held_out.split(train, config, _seed(split_key))
+        train, held_out = _held_out.split(train, config, seed(split_key))
     else:
         apart = held_out = _held_out.as_dataset("validation_data", validation_data)
-    _check_fit(trainable.classifier(params, state), train, held_out)
+    check_fit(trainable.classifier(params, state), train, held_out)
     own = inner_attacks(objective)
     if not own and config.stop_on_overfitting:
         raise ValueError(f"stop_on_overfitting needs an objective with an attack; got {objective!r}")
@@ -160,7 +160,7 @@ def prepare(
             f"batch_size must not exceed the {len(train)} training examples (drop_last leaves out incomplete batches); "
             f"got {config.batch_size}"
         )
-    loader = Loader(train, config.batch_size, seed=_seed(order_key), drop_last=config.drop_last)
+    loader = Loader(train, config.batch_size, seed=seed(order_key), drop_last=config.drop_last)
     replays = getattr(objective, "replays", 1)
     total = config.epochs * len(loader) * replays
     optimizer = config.transformation(total)
@@ -209,7 +209,7 @@ def prepare(
     return job, Loop(start, jax.tree.map(jnp.array, start.evaluated), previous, Progress())
 
 
-def _check_fit(classifier: Classifier, train: Any, held_out: Any) -> None:
+def check_fit(classifier: Classifier, train: Any, held_out: Any) -> None:
     """The network against the data."""
     image = jax.ShapeDtypeStruct((2, *train.shape), jnp.float32)
     classes = _inputs.logits_shape(classifier, image)
@@ -225,5 +225,15 @@ def _check_fit(classifier: Classifier, train: Any, held_out: Any) -> None:
             )
 
 
-def _seed(key: Key) -> int:
+def warmed_up(objective: Any, share: Any) -> Any:
+    """The objective with this share of its attacks' radii."""
+
+    def smaller(part: Any) -> Any:
+        return part.with_radius(share * part.set.radius) if isinstance(part, attacks.Attack) else part
+
+    return jax.tree.map(smaller, objective, is_leaf=lambda part: isinstance(part, attacks.Attack))
+
+
+def seed(key: Key) -> int:
+    """The seed of a loader."""
     return int(jax.random.bits(key, dtype=jnp.uint32))

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxrobust import _checks, _compile
 from jaxrobust.training.step import train_step
 
-__all__ = ["MAPPINGS", "Placement", "numbered_step", "placement"]
+__all__ = ["MAPPINGS", "Placement", "chosen_devices", "numbered_step", "placement"]
 
 MAPPINGS = ("shard_map", "pmap")
 AXIS = "data"
@@ -53,21 +53,25 @@ def placement(devices: int | list[Any] | None, mapping: str, batch_size: int) ->
         ValueError: more devices than there are, or a batch that they cannot share.
     """
     _checks.choice("mapping", mapping, MAPPINGS)
-    local = jax.local_devices()
-    if devices is None:
-        devices = 1 if local[0].platform == "cpu" else len(local)
-    if isinstance(devices, list):
-        chosen = devices
-    else:
-        count = _checks.count("devices", devices)
-        if count > len(local):
-            raise ValueError(f"devices must be at most {len(local)}, the local devices; got {count}")
-        chosen = local[:count]
+    chosen = chosen_devices(devices)
     if batch_size % len(chosen):
         raise ValueError(f"batch_size must be divisible by the {len(chosen)} devices; got {batch_size}")
     if len(chosen) == 1 and mapping == "shard_map":
         return None
     return Placement(tuple(chosen), mapping)
+
+
+def chosen_devices(devices: int | list[Any] | None) -> list[Any]:
+    """The devices that a count or a list of them means; None: all of an accelerator's and one of a CPU's."""
+    local = jax.local_devices()
+    if devices is None:
+        devices = 1 if local[0].platform == "cpu" else len(local)
+    if isinstance(devices, list):
+        return devices
+    count = _checks.count("devices", devices)
+    if count > len(local):
+        raise ValueError(f"devices must be at most {len(local)}, the local devices; got {count}")
+    return local[:count]
 
 
 class Placement:
