@@ -24,7 +24,7 @@ from jaxrobust.training.objectives.core import Objective, inner_attacks
 from jaxrobust.training.step import Augment, TrainState, first_memory
 from jaxrobust.types import Classifier, Key
 
-__all__ = ["FREE", "Disk", "Job", "Loop", "Progress", "check_fit", "prepare", "seed", "warmed_up"]
+__all__ = ["FREE", "Disk", "Job", "Loop", "Progress", "check_fit", "prepare", "warmed_up"]
 
 # settings that change no number
 FREE = ("log_every", "checkpoint_every")
@@ -145,7 +145,7 @@ def prepare(
     order_key, split_key, step_key, validation_key = jax.random.split(key, 4)
     if validation_data is None:
         apart = None
-        train, held_out = _held_out.split(train, config, seed(split_key))
+        train, held_out = _held_out.split(train, config, _seed(split_key))
     else:
         apart = held_out = _held_out.as_dataset("validation_data", validation_data)
     check_fit(trainable.classifier(params, state), train, held_out)
@@ -160,7 +160,7 @@ def prepare(
             f"batch_size must not exceed the {len(train)} training examples (drop_last leaves out incomplete batches); "
             f"got {config.batch_size}"
         )
-    loader = Loader(train, config.batch_size, seed=seed(order_key), drop_last=config.drop_last)
+    loader = Loader(train, config.batch_size, seed=_seed(order_key), drop_last=config.drop_last)
     replays = getattr(objective, "replays", 1)
     total = config.epochs * len(loader) * replays
     optimizer = config.transformation(total)
@@ -234,6 +234,5 @@ def warmed_up(objective: Any, share: Any) -> Any:
     return jax.tree.map(smaller, objective, is_leaf=lambda part: isinstance(part, attacks.Attack))
 
 
-def seed(key: Key) -> int:
-    """The seed of a loader."""
+def _seed(key: Key) -> int:
     return int(jax.random.bits(key, dtype=jnp.uint32))

@@ -1,4 +1,4 @@
-"""Who is trained by `fit_many`: each member's examples, labels, numbers and keys; and the program of a chunk of them."""
+"""Who is trained by `fit_many`: each member's examples, labels, numbers and keys; and the program of a chunk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxrobust import _checks, _compile, _inputs
 from jaxrobust.data import Batch, Dataset, Loader
 from jaxrobust.models.adapters import Trainable
 from jaxrobust.training import _held_out
-from jaxrobust.training._job import check_fit, seed, warmed_up
+from jaxrobust.training._job import check_fit, warmed_up
 from jaxrobust.training._placement import chosen_devices, numbered_step
 from jaxrobust.training.config import TrainConfig, transformation
 from jaxrobust.training.objectives.core import Objective, inner_attacks
@@ -33,6 +33,9 @@ WIDEST_ELSEWHERE = 64
 ENOUGH = {"cpu": 4e7}
 ENOUGH_ELSEWHERE = 2e10
 BLOCK = 1024  # steps of a schedule that are computed together
+
+
+Lanes = Sequence[int]  # the members of a chunk
 
 
 class Plan(NamedTuple):
@@ -88,7 +91,7 @@ class Population(NamedTuple):
         places, config = range(len(self.subsets[member])), self.config
         return Loader(places, config.batch_size, seed=self.seeds[member], drop_last=config.drop_last)
 
-    def plan(self, members: Sequence[int], epoch: int) -> Plan:
+    def plan(self, members: Lanes, epoch: int) -> Plan:
         """An epoch of some members, which lasts as long as the longest of theirs.
 
         Args:
@@ -98,7 +101,7 @@ class Population(NamedTuple):
         Returns:
             The plan, with steps in front.
         """
-        size, length = self.config.batch_size, max(map(self.steps, members))
+        size, length = self.config.batch_size, max(self.steps(member) for member in members)
         shape = (length, len(members))
         rows, index = np.zeros((2, *shape, size), np.int32)
         mask, rate, share = np.zeros((*shape, size), bool), np.zeros(shape, np.float32), np.ones(shape, np.float32)
@@ -115,38 +118,21 @@ class Population(NamedTuple):
                 share[:steps, lane] = np.minimum(np.arange(done + 1, done + steps + 1, dtype=np.float32) / warm, 1)
         return Plan(rows, index, mask, rate, share)
 
-    def start(self, members: Sequence[int]) -> TrainState:
+    def start(self, members: Lanes) -> TrainState:
         """The state of some members before their first step."""
         if isinstance(self.network, nnx.Module):
-            params, state = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(members)), _numbers(self.network))
+            numbers = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(members)), _numbers(self.network))
         else:
-            born = _born(self.network)
-            params, state = stacked([born(self.keys[member]) for member in members])
-        # the optimiser's state does not depend on the rate
-        opt_state = jax.vmap(self.config.transformation(1).init)(params)
-        ema = None if self.config.ema_decay is None else (params, state)
-        first = TrainState(
-            params, state, opt_state, ema, jnp.zeros(len(members), jnp.int32), self._memory(members, params, state)
-        )
-        # copies, since the buffers are donated
-        return self.placed(jax.tree.map(jnp.array, first))
+            numbers = stacked([_born(self.network)(self.keys[member]) for member in members])
+        objective, axis = self._objective(members)
+        first = _first(self.trainable, self.config.transformation(1), axis, self.config.ema_decay is not None)
+        return self.placed(first(objective, *numbers, np.zeros((self.config.batch_size, *self.data.shape), np.float32)))
 
-    def _memory(self, members: Sequence[int], params: Any, state: Any) -> Any:
-        if not hasattr(self.objectives[0], "init"):
-            return None
-        count = self.config.batch_size
-        rows = np.zeros((count, *self.data.shape), np.float32), np.zeros(count, np.int32), np.ones(count, bool)
-        batch = Batch(*rows, np.zeros(count, np.int32))
-        numbers = [jax.tree.map(lambda leaf, lane=lane: leaf[lane], (params, state)) for lane in range(len(members))]
-        return stacked(
-            [
-                first_memory(self._objective(member), self.trainable, *own, batch)
-                for member, own in zip(members, numbers, strict=True)
-            ]
-        )
-
-    def _objective(self, member: int) -> Any:
-        return self.objectives[member if len(self.objectives) > 1 else 0]
+    def _objective(self, members: Lanes) -> tuple[Any, int | None]:
+        """The objective of some members, and its axis for them."""
+        if len(self.objectives) == 1:
+            return self.objectives[0], None
+        return stacked([self.objectives[member] for member in members]), 0
 
     def placed(self, tree: Any, *, shared: bool = False) -> Any:
         """Arrays on the devices: one part of the members each, or all of it on each."""
@@ -154,16 +140,16 @@ class Population(NamedTuple):
             return jax.device_put(tree, self.devices[0])
         return jax.device_put(tree, NamedSharding(_mesh(tuple(self.devices)), P() if shared else P(AXIS)))
 
-    def step(self, members: Sequence[int]) -> Callable[[TrainState, Plan], tuple[TrainState, dict[str, Any]]]:
+    def step(self, members: Lanes) -> Callable[[TrainState, Plan], tuple[TrainState, dict[str, Any]]]:
         """The compiled step of some members, as a function of their state and plan."""
-        config, own = self.config, len(self.objectives) > 1
-        objective = stacked([self._objective(member) for member in members]) if own else self.objectives[0]
+        config = self.config
+        objective, axis = self._objective(members)
         labels = self.data.labels if self.labels is None else self.labels[np.asarray(members)]
-        axes = (0 if own else None, None, None if self.labels is None else 0, 0, None, 0, 0)
-        told = (config.optimizer, float(config.weight_decay), self.augment, config.radius_warmup > 0)
+        axes = (axis, None, None if self.labels is None else 0, 0, None, 0, 0)
+        told = (config.optimizer, float(config.weight_decay), self.augment, config.radius_warmup > 0, self.lanes > 1)
         program = _program(self.trainable, told, axes, self.width, tuple(self.devices) if len(self.devices) > 1 else ())
         fixed = (
-            self.placed(objective, shared=not own),
+            self.placed(objective, shared=axis is None),
             self.placed(self.data.raw, shared=True),
             self.placed(labels, shared=self.labels is None),
             self.placed(self.step_keys[np.asarray(members)]),
@@ -190,8 +176,21 @@ def in_lanes(function: Callable[..., Any], axes: tuple[int | None, ...], width: 
 
 
 @functools.lru_cache(maxsize=16)
+def _first(trainable: Trainable, optimizer: Any, axis: int | None, with_ema: bool) -> Any:
+    """States before the first step. That of the optimiser does not depend on its rate."""
+
+    def one(objective: Any, params: Any, state: Any, images: Any) -> TrainState:
+        count = len(images)
+        batch = Batch(images, jnp.zeros(count, jnp.int32), jnp.ones(count, bool), jnp.zeros(count, jnp.int32))
+        memory = first_memory(objective, trainable, params, state, batch)
+        return TrainState.create(params, state, optimizer, with_ema=with_ema, memory=memory)
+
+    return jax.jit(jax.vmap(one, (axis, 0, 0, None)))
+
+
+@functools.lru_cache(maxsize=16)
 def _program(trainable: Trainable, told: Any, axes: Any, width: int, devices: tuple[Any, ...]) -> Any:
-    optimizer, weight_decay, augment, warms_up = told
+    optimizer, weight_decay, augment, warms_up, waits = told
 
     def one(
         objective: Any, images: Any, labels: Any, key: Key, decay: Any, state: TrainState, plan: Plan
@@ -200,6 +199,8 @@ def _program(trainable: Trainable, told: Any, axes: Any, width: int, devices: tu
         batch = Batch(images[plan.rows], labels[plan.rows], plan.mask, plan.index)
         own = transformation(optimizer, lambda count: plan.rate, weight_decay)
         new, metrics = numbered_step(objective, trainable, own, state, batch, key, decay, augment)
+        if not waits:  # for no other member
+            return new, metrics
         trains = plan.mask.any()
         return jax.tree.map(lambda after, before: jnp.where(trains, after, before), new, state), metrics
 
@@ -318,7 +319,7 @@ def assemble(
         subsets=chosen,
         labels=labels,
         keys=keys,
-        seeds=[seed(one) for one in split[:, 0]],
+        seeds=jax.vmap(lambda one: jax.random.bits(one, dtype=jnp.uint32))(split[:, 0]).tolist(),
         step_keys=split[:, 2],
         replays=getattr(objectives[0], "replays", 1),
         width=_width(classifier, data, objectives[0], config, devices[0].platform)

@@ -25,7 +25,7 @@ from jaxrobust.training._population import Plan, Population, assemble, in_lanes
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.objectives.core import Objective
 from jaxrobust.training.step import Augment
-from jaxrobust.types import Classifier, Images, Key
+from jaxrobust.types import Classifier, Key
 
 __all__ = ["Members", "fit_many"]
 
@@ -83,24 +83,24 @@ class Members:
         """
         return self.trainable.merge(*jax.tree.map(lambda leaf: leaf[member], (self.params, self.state)))
 
-    def logits(self, images: Images, *, batch_size: int = 128) -> Float[np.ndarray, "members batch classes"]:
+    def logits(self, images: Any, *, batch_size: int = 128) -> Float[np.ndarray, "members batch classes"]:
         """The logits of all members, by one program of always as many members and images, padded.
 
         Args:
-            images: (N, H, W, C) in [0, 1].
+            images: (N, H, W, C), floating in [0, 1], of JAX or NumPy.
             batch_size: images of one call.
 
         Returns:
             (M, N, K), on the host.
         """
-        images, size = np.asarray(images, np.float32), _checks.count("batch_size", batch_size)
+        size, pixels = _checks.count("batch_size", batch_size), np.asarray(images, np.float32)
         stack, found = self.stack, []
+        rows = [np.arange(first, first + size) % len(pixels) for first in range(0, len(pixels), size)]
         for start in range(0, len(self), self.chunk):
             lanes = np.minimum(np.arange(start, start + self.chunk), len(self) - 1)
             models = jax.tree.map(lambda leaf, lanes=lanes: leaf[lanes], stack)
-            rows = [np.arange(first, first + size) % len(images) for first in range(0, len(images), size)]
-            parts = [np.asarray(_logits(models, images[places], self.chunk)) for places in rows]
-            found.append(np.concatenate(parts, 1)[: len(self) - start, : len(images)])
+            parts = [np.asarray(_logits(models, pixels[places], self.chunk)) for places in rows]
+            found.append(np.concatenate(parts, 1)[: len(self) - start, : len(pixels)])
         return np.concatenate(found)
 
 
@@ -128,15 +128,15 @@ def fit_many(
     run_id: str | None = None,
     progress: bool = True,
 ) -> Members:
-    """Train M networks of one architecture together: on subsets, with label vectors, with keys or objectives of their own.
+    """Train M networks of one architecture together: on subsets, labels, keys or objectives of their own.
 
     Member m ends as `fit` ends that is given its network, its subset, its labels, its key and `config`, to rounding. It
     is **bit for bit the same whatever the others are**: how many, on what data and labels, before or after it, and
     whether one of them diverges. Its order of examples and all its noise come from its key and its subset alone, an
     example being known by its place in the subset; steps that others need longer leave it untouched; and a program
     always has `chunk` members, the last one being filled up with repeats, since XLA may round otherwise in another
-    width. So with other members the same `chunk` must be given, or chosen, which goes by the cost of a step and never by
-    M. Certificates of partitions and comparisons of models with and without an example rest on that; where they must
+    width. So with other members the same `chunk` must be given, or chosen, which goes by the cost of a step and never
+    by M. Certificates of partitions and comparisons of models with and without an example rest on that; where they must
     not depend on the order of the data either, give lists of positions that are sorted by content.
 
     On CPU networks with convolutions are trained one after another, since mapped over kernels these are slow there;
@@ -213,8 +213,10 @@ def fit_many(
             disk = _Disk(folder, stack.enter_context(_run.sigterm_deferred()))
             finished = disk.finished()
         done = sum(len(found["row loss"]) for found in finished)
-        chunks = [np.minimum(np.arange(start, start + lanes), count - 1) for start in range(done, count, lanes)]
-        total = sum(max(map(population.steps, chunk)) for chunk in chunks) * config.epochs
+        chunks = [
+            np.minimum(np.arange(start, start + lanes), count - 1).tolist() for start in range(done, count, lanes)
+        ]
+        total = sum(max(population.steps(member) for member in chunk) for chunk in chunks) * config.epochs
         bar = stack.enter_context(tqdm(total=total, disable=not progress, unit="step", dynamic_ncols=True))
         for chosen in chunks:
             bar.set_postfix(members=f"{chosen[0] + 1}-{chosen[-1] + 1}/{count}", refresh=False)
@@ -252,7 +254,7 @@ class _Chunk:
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
 
 
-def _train(population: Population, members: np.ndarray, disk: _Disk | None, bar: Any) -> dict[str, np.ndarray]:
+def _train(population: Population, members: list[int], disk: _Disk | None, bar: Any) -> dict[str, np.ndarray]:
     """Train a chunk to the end: leaves of what is evaluated, and the history, with an axis for members in front."""
     chunk = _Chunk(population.start(members))
     if disk is not None:
@@ -301,14 +303,14 @@ class _Disk:
         _store.write_arrays(self.folder / f"members-{first:08d}.npz", **found)
         _store.remove(self.folder / "running.npz")
 
-    def save(self, chunk: _Chunk, members: np.ndarray) -> None:
+    def save(self, chunk: _Chunk, members: list[int]) -> None:
         arrays = {f"leaf {number}": _store.raw(leaf) for number, leaf in enumerate(jax.tree.leaves(chunk.state))}
         for kind in ("sums", "rows"):
             arrays |= {f"{kind} {name}": values for name, values in getattr(chunk, kind).items()}
         place = np.array([chunk.epoch, chunk.step])
-        _store.write_arrays(self.folder / "running.npz", members=members, place=place, **arrays)
+        _store.write_arrays(self.folder / "running.npz", members=np.array(members), place=place, **arrays)
 
-    def restore(self, chunk: _Chunk, members: np.ndarray) -> None:
+    def restore(self, chunk: _Chunk, members: list[int]) -> None:
         path = self.folder / "running.npz"
         if not path.exists():
             return
