@@ -43,8 +43,8 @@ def fit_many(settings: Settings) -> Iterator[Figure]:
     cases = {
         "dense 64-64-10, standard": (small, standard(), curve, 5.0),
         "dense 64-64-10, PGD-5": (small, adversarial(attack), curve, 5.0),
-        "dense 64-4096-10, standard": (functools.partial(Dense, 4096), standard(), curve[:1], 1.0),
-        "small convolutions, standard": (functools.partial(SmallCNN, width=8, hidden=32), standard(), curve[:1], 1.0),
+        "dense 64-4096-10, standard": (functools.partial(Dense, 4096), standard(), (ALONE,), 1.0),
+        "small convolutions, standard": (functools.partial(SmallCNN, width=8, hidden=32), standard(), (ALONE,), 1.0),
     }
     for name, (make, objective, sizes, target) in cases.items():
         yield from _case(settings, name, make, objective, data, halves, sizes, target)
