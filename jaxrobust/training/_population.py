@@ -268,7 +268,7 @@ def assemble(
         )
     for name, static in (("augment", augment), ("network", network)):
         try:
-            hash(static)
+            hash(None if isinstance(static, nnx.Module) else static)
         except TypeError as error:
             raise TypeError(f"{name} must be hashable, because the compiled program is kept by it: {error}") from None
     data = _held_out.as_dataset("train_data", train_data)

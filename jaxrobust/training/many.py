@@ -130,14 +130,16 @@ def fit_many(
 ) -> Members:
     """Train M networks of one architecture together: on subsets, labels, keys or objectives of their own.
 
-    Member m ends as `fit` ends that is given its network, its subset, its labels, its key and `config`, to rounding. It
-    is **bit for bit the same whatever the others are**: how many, on what data and labels, before or after it, and
-    whether one of them diverges. Its order of examples and all its noise come from its key and its subset alone, an
-    example being known by its place in the subset; steps that others need longer leave it untouched; and a program
-    always has `chunk` members, the last one being filled up with repeats, since XLA may round otherwise in another
-    width. So with other members the same `chunk` must be given, or chosen, which goes by the cost of a step and never
-    by M. Certificates of partitions and comparisons of models with and without an example rest on that; where they must
-    not depend on the order of the data either, give lists of positions that are sorted by content.
+    Member m ends as `fit` ends that is given its network, its subset, its labels, its key and `config`, to rounding
+    (which signs of gradients may then magnify, in attacks and in Adam). It is **bit for bit the same whatever the
+    others are**: how many, on what data and labels, before or after it, and whether one of them diverges. Its order of
+    examples and all its noise come from its key and its subset alone, an example being known by its place in the
+    subset; steps that others need longer leave it untouched; and a program always has `chunk` members, the last one
+    being filled up with repeats, since XLA may round otherwise in another width. So with other members give the same
+    `chunk` and `devices`, and labels or objectives of their own to all populations or to none; the chosen `chunk` goes
+    by the cost of a step and never by M. Certificates of partitions, and comparisons of models with and without an
+    example, rest on that; where they must not depend on the order of the data either, give lists of positions that are
+    sorted by content.
 
     On CPU networks with convolutions are trained one after another, since mapped over kernels these are slow there;
     all others gain where a step alone is too short to keep the machine busy.
@@ -355,7 +357,7 @@ def _identified(population: Population, objective: Any, run_id: str | None) -> t
 
 def _result(population: Population, finished: list[dict[str, np.ndarray]]) -> Members:
     joined = {name: np.concatenate([found[name] for found in finished]) for name in finished[0]}
-    like, structure = jax.tree.flatten(jax.eval_shape(lambda: population.start(range(1)).evaluated))
+    like, structure = jax.tree.flatten(jax.eval_shape(lambda: population.start([0] * population.lanes).evaluated))
     # .npz brings back the bytes of types it does not know
     leaves = [jnp.asarray(joined[f"leaf {number}"].view(leaf.dtype)) for number, leaf in enumerate(like)]
     params, state = jax.tree.unflatten(structure, leaves)
