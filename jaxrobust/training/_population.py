@@ -69,7 +69,7 @@ class Population(NamedTuple):
     labels: np.ndarray | None  # (M, N)
     keys: Key  # (M,)
     seeds: list[int]  # of the orders
-    step_keys: Key  # (M,)
+    step_keys: np.ndarray  # (M, ...), their data
     replays: int
     width: int  # members of one program
     devices: list[Any]
@@ -152,7 +152,9 @@ class Population(NamedTuple):
             self.placed(objective, shared=axis is None),
             self.placed(self.data.raw, shared=True),
             self.placed(labels, shared=self.labels is None),
-            self.placed(self.step_keys[np.asarray(members)]),
+            self.placed(
+                jax.random.wrap_key_data(self.step_keys[np.asarray(members)], impl=jax.random.key_impl(self.keys))
+            ),
             np.float32(config.ema_decay or 0.0),
         )
         return lambda state, plan: program(*fixed, state, plan if len(self.devices) == 1 else self.placed(plan))
@@ -288,7 +290,7 @@ def assemble(
         objective=len(objectives) if isinstance(objective, (list, tuple)) else None,
     )
     # by folding, so that a member's key does not depend on how many there are
-    keys = each if each is not None else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+    keys = each if each is not None else _folded(key, count)
     chosen = [np.arange(len(data))] * count if chosen is None else chosen
     for member, places in enumerate(chosen):
         if len(places) < (config.batch_size if config.drop_last else 1):
@@ -308,7 +310,7 @@ def assemble(
             )
         labels = labels.astype(np.int32)
     devices = chosen_devices(devices)
-    split = jax.vmap(lambda one: jax.random.split(one, 4))(keys)  # as `fit` does
+    seeds, step_keys = jax.device_get(_split(keys))
     return Population(
         data=data,
         network=network,
@@ -319,14 +321,27 @@ def assemble(
         subsets=chosen,
         labels=labels,
         keys=keys,
-        seeds=jax.vmap(lambda one: jax.random.bits(one, dtype=jnp.uint32))(split[:, 0]).tolist(),
-        step_keys=split[:, 2],
+        seeds=seeds.tolist(),
+        step_keys=step_keys,
         replays=getattr(objectives[0], "replays", 1),
         width=_width(classifier, data, objectives[0], config, devices[0].platform)
         if chunk is None
         else _checks.count("chunk", chunk),
         devices=devices,
     )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _folded(key: Key, count: int) -> Key:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
+@jax.jit
+def _split(keys: Key) -> tuple[Any, Any]:
+    """The seeds of the members' orders and the data of the keys of their steps, split off as `fit` does."""
+    split = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
+    bits = jax.vmap(lambda key: jax.random.bits(key, dtype=jnp.uint32))(split[:, 0])
+    return bits, jax.random.key_data(split[:, 2])
 
 
 def _sample(network: Any, key: Key) -> Any:
