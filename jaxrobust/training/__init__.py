@@ -2,6 +2,8 @@
 
 from jaxrobust import _public
 from jaxrobust.training.config import TrainConfig as TrainConfig
+from jaxrobust.training.many import Members as Members
+from jaxrobust.training.many import fit_many as fit_many
 from jaxrobust.training.monitors import overfitting_metrics as overfitting_metrics
 from jaxrobust.training.objectives.core import Aux as Aux
 from jaxrobust.training.objectives.core import Crafting as Crafting
@@ -53,6 +55,7 @@ __all__ = [
     "Aux",
     "Crafting",
     "Learner",
+    "Members",
     "Mixed",
     "Objective",
     "Several",
@@ -69,6 +72,7 @@ __all__ = [
     "extreme_norms",
     "first_memory",
     "fit",
+    "fit_many",
     "free",
     "grad_align",
     "gradient_penalty",

@@ -23,7 +23,7 @@ from jaxrobust.training.objectives.core import Objective, inner_attacks
 from jaxrobust.training.step import Augment, TrainState, first_memory
 from jaxrobust.types import Classifier, Key
 
-__all__ = ["Disk", "Job", "Loop", "Progress", "prepare"]
+__all__ = ["FREE", "Disk", "Job", "Loop", "Progress", "apart", "check_fit", "prepare", "warmed_up"]
 
 # settings that change no number
 FREE = ("log_every", "checkpoint_every")
@@ -140,15 +140,15 @@ def prepare(
         raise TypeError(f"objective must be an Objective such as adversarial(attack); got {objective!r}")
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig; got {type(config).__name__}")
-    trainable, params, state = _apart(network)
+    trainable, params, state = apart(network)
     train = given = _held_out.as_dataset("train_data", train_data)
     order_key, split_key, step_key, validation_key = jax.random.split(key, 4)
     if validation_data is None:
-        apart = None
+        separate = None
         train, held_out = _held_out.split(train, config, _seed(split_key))
     else:
-        apart = held_out = _held_out.as_dataset("validation_data", validation_data)
-    _check_fit(trainable.classifier(params, state), train, held_out)
+        separate = held_out = _held_out.as_dataset("validation_data", validation_data)
+    check_fit(trainable.classifier(params, state), train, held_out)
     own = inner_attacks(objective)
     if not own and config.stop_on_overfitting:
         raise ValueError(f"stop_on_overfitting needs an objective with an attack; got {objective!r}")
@@ -185,7 +185,7 @@ def prepare(
             "network": _store.describe(trainable.kind),
             "parameters": _store.identity((params, state)),
             "train_data": _run.describe_data(given),
-            "validation_data": None if apart is None else _run.describe_data(apart),
+            "validation_data": None if separate is None else _run.describe_data(separate),
             "key": [str(jax.random.key_impl(key)), jax.random.key_data(key).tolist()],
         }
         parts = {**settings, **parts, "network": trainable}
@@ -218,7 +218,7 @@ def prepare(
     return job, Loop(start, jax.tree.map(jnp.array, start.evaluated), previous, Progress())
 
 
-def _apart(network: Any) -> tuple[Trainable, Any, Any]:
+def apart(network: Any) -> tuple[Trainable, Any, Any]:
     """The network as it is trained, and copies of its numbers."""
     if isinstance(network, tuple) and len(network) == 3 and isinstance(network[0], Trainable):
         return network[0], *jax.tree.map(jnp.array, network[1:])
@@ -228,7 +228,7 @@ def _apart(network: Any) -> tuple[Trainable, Any, Any]:
         raise TypeError(f"{error}; fit also takes what Trainable.from_linen and Trainable.from_function give") from None
 
 
-def _check_fit(classifier: Classifier, train: Any, held_out: Any) -> None:
+def check_fit(classifier: Classifier, train: Any, held_out: Any) -> None:
     """The network against the data."""
     image = jax.ShapeDtypeStruct((2, *train.shape), jnp.float32)
     classes = _inputs.logits_shape(classifier, image)
@@ -242,6 +242,15 @@ def _check_fit(classifier: Classifier, train: Any, held_out: Any) -> None:
             raise ValueError(
                 f"{name}: labels must lie in [0, {classes}), the network's classes; got {data.classes} classes"
             )
+
+
+def warmed_up(objective: Any, share: Any) -> Any:
+    """The objective with this share of its attacks' radii."""
+
+    def smaller(part: Any) -> Any:
+        return part.with_radius(share * part.set.radius) if isinstance(part, attacks.Attack) else part
+
+    return jax.tree.map(smaller, objective, is_leaf=lambda part: isinstance(part, attacks.Attack))
 
 
 def _seed(key: Key) -> int:

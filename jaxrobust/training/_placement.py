@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxrobust import _checks, _compile
 from jaxrobust.training.step import train_step
 
-__all__ = ["MAPPINGS", "Placement", "numbered_step", "placement"]
+__all__ = ["MAPPINGS", "Placement", "chosen_devices", "numbered_step", "placement"]
 
 MAPPINGS = ("shard_map", "pmap")
 AXIS = "data"
@@ -66,23 +66,40 @@ def placement(
         ValueError: more devices than there are, or a batch that they cannot share.
     """
     _checks.choice("mapping", mapping, MAPPINGS)
-    local, processes = jax.local_devices(), jax.process_count()
-    if isinstance(devices, list):
-        chosen = devices
-    else:
-        if devices is None:
-            devices = 1 if local[0].platform == "cpu" and processes == 1 else len(local)
-        count = _checks.count("devices", devices)
-        if count > len(local):
-            raise ValueError(f"devices must be at most {len(local)}, the local devices; got {count}")
-        owned = [[device for device in jax.devices() if device.process_index == i] for i in range(processes)]
-        chosen = [device for own in owned for device in own[:count]]
+    chosen = chosen_devices(devices, processes=jax.process_count())
     if batch_size % (len(chosen) * accumulate):
         parts = f" times accumulate, {accumulate}" if accumulate > 1 else ""
         raise ValueError(f"batch_size must be divisible by the {len(chosen)} devices{parts}; got {batch_size}")
     if len(chosen) == 1 and mapping == "shard_map":
         return None
     return Placement(tuple(chosen), mapping)
+
+
+def chosen_devices(devices: int | list[Any] | None, *, processes: int = 1) -> list[Any]:
+    """The devices that a count, of each process's own, or a list of them means.
+
+    Args:
+        devices: None for all, but one of a single process's CPU.
+        processes: whose devices; with 1 this one's alone.
+
+    Returns:
+        The devices.
+
+    Raises:
+        ValueError: more than there are.
+    """
+    local = jax.local_devices()
+    if isinstance(devices, list):
+        return devices
+    if devices is None:
+        devices = 1 if local[0].platform == "cpu" and processes == 1 else len(local)
+    count = _checks.count("devices", devices)
+    if count > len(local):
+        raise ValueError(f"devices must be at most {len(local)}, the local devices; got {count}")
+    if processes == 1:
+        return local[:count]
+    owned = [[device for device in jax.devices() if device.process_index == i] for i in range(processes)]
+    return [device for own in owned for device in own[:count]]
 
 
 class Placement:

@@ -10,7 +10,7 @@ import optax
 from jaxrobust import _checks
 from jaxrobust.training.schedules import SCHEDULES, schedule
 
-__all__ = ["TrainConfig"]
+__all__ = ["TrainConfig", "transformation"]
 
 OPTIMIZERS = ("adam", "sgd")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -128,8 +128,11 @@ def _rates(shape: str | optax.Schedule, peak: float, total_steps: int) -> optax.
     return lambda step: peak * shape(step)
 
 
-@functools.lru_cache(maxsize=32)
-def _transformation(name: str, rates: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+def transformation(name: str, rates: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """The optimiser of a name of `OPTIMIZERS` under a schedule."""
     if name == "adam":
         return optax.adamw(rates, weight_decay=weight_decay)
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rates, momentum=0.9))
+
+
+_transformation = functools.lru_cache(maxsize=32)(transformation)

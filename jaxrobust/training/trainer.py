@@ -19,7 +19,7 @@ from tqdm import tqdm
 from jaxrobust import _compile, attacks
 from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
-from jaxrobust.training._job import Disk, Job, Loop, Progress, prepare
+from jaxrobust.training._job import Disk, Job, Loop, Progress, prepare, warmed_up
 from jaxrobust.training._placement import numbered_step
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.objectives.core import Objective, inner_attacks
@@ -302,12 +302,7 @@ def _warmed_up(job: Job, step: int) -> Any:
     length = job.config.radius_warmup * job.steps_per_epoch
     if step + 1 >= length:
         return job.objective
-    share = np.float32((step + 1) / length)
-
-    def smaller(part: Any) -> Any:
-        return part.with_radius(share * part.set.radius) if isinstance(part, attacks.Attack) else part
-
-    return jax.tree.map(smaller, job.objective, is_leaf=lambda part: isinstance(part, attacks.Attack))
+    return warmed_up(job.objective, np.float32((step + 1) / length))
 
 
 def _means(progress: Progress) -> dict[str, Any]:

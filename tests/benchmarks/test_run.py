@@ -16,6 +16,7 @@ from benchmarks.harness import REGISTRY, Figure, Settings
 ROOT = Path(run.__file__).parent.parent
 NAMES = {
     "autoattack",
+    "fit_many",
     "lanes_early_stop",
     "mnist_at",
     "mnist_vanilla",
