@@ -12,7 +12,7 @@ from jaxrobust.training.schedules import SCHEDULES, schedule
 
 __all__ = ["TrainConfig"]
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "sgd", "nesterov")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +22,12 @@ class TrainConfig:
     Args:
         epochs: passes over the training data, ≥ 1.
         batch_size: examples a step, ≥ 1.
-        optimizer: "adam" (decoupled weight decay) or "sgd" (momentum 0.9, decay added to the gradient).
+        optimizer: "adam" (decoupled weight decay), "sgd" (momentum 0.9, decay added to the gradient) or "nesterov"
+            (the same with Nesterov's momentum).
         learning_rate: the schedule's peak, > 0.
         schedule: a name of `jaxrobust.training.SCHEDULES`, or an Optax schedule whose values multiply `learning_rate`.
         weight_decay: ≥ 0.
+        clip_value: every entry of the mean gradient is clipped to ±clip_value, before decay is added; > 0, or None.
         ema_decay: τ of the moving average of the weights, which is then what is validated and returned; None for none.
         radius_warmup: epochs over which the objective's radius grows linearly from 0, ≥ 0 (if it has an attack).
             Small networks need it at large radii, where they else stay at loss log K.
@@ -60,6 +62,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     schedule: str | optax.Schedule = "constant"
     weight_decay: float = 0.0
+    clip_value: float | None = None
     ema_decay: float | None = None
     radius_warmup: float = 0.0
     drop_last: bool = True
@@ -82,6 +85,8 @@ class TrainConfig:
             _checks.number(name, getattr(self, name))
         if self.ema_decay is not None:
             _checks.number("ema_decay", self.ema_decay, high=1.0)
+        if self.clip_value is not None:
+            _checks.positive("clip_value", self.clip_value)
         if self.learning_rate == 0:
             raise ValueError("learning_rate must be > 0; got 0")
         if self.validation >= 1:
@@ -109,7 +114,8 @@ class TrainConfig:
         Returns:
             The Optax transformation; the same object for the same settings, so that a second run does not compile.
         """
-        return _transformation(self.optimizer, self.rates(total_steps), float(self.weight_decay))
+        clip = None if self.clip_value is None else float(self.clip_value)
+        return _transformation(self.optimizer, self.rates(total_steps), float(self.weight_decay), clip)
 
 
 @functools.lru_cache(maxsize=32)
@@ -120,7 +126,13 @@ def _rates(shape: str | optax.Schedule, peak: float, total_steps: int) -> optax.
 
 
 @functools.lru_cache(maxsize=32)
-def _transformation(name: str, rates: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+def _transformation(
+    name: str, rates: optax.Schedule, weight_decay: float, clip: float | None
+) -> optax.GradientTransformation:
     if name == "adam":
-        return optax.adamw(rates, weight_decay=weight_decay)
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rates, momentum=0.9))
+        adam = optax.adamw(rates, weight_decay=weight_decay)
+        # without clipping no chain, whose state would not be that of checkpoints that stand
+        return adam if clip is None else optax.chain(optax.clip(clip), adam)
+    first = [] if clip is None else [optax.clip(clip)]
+    momentum = optax.sgd(rates, momentum=0.9, nesterov=name == "nesterov")
+    return optax.chain(*first, optax.add_decayed_weights(weight_decay), momentum)
