@@ -6,6 +6,7 @@ import argparse
 import functools
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jaxrobust.cli.evaluate import remember_programs
 from jaxrobust.cli.output import say
 from jaxrobust.models import save_npz
 
-__all__ = ["augmentation", "interrupted", "run"]
+__all__ = ["AUGMENTATIONS", "augmentation", "interrupted", "run"]
 
 AUGMENTATIONS = {"crop": data.augment.random_crop, "flip": data.augment.random_flip}
 
@@ -61,11 +62,13 @@ def run(options: argparse.Namespace) -> None:
     say(f"next: jaxrobust evaluate --model {options.model} --weights {out} --data ... --suite ... --out ...")
 
 
-def augmentation(names: list[str]) -> Any:
+def augmentation(names: Sequence[str], *, known: Mapping[str, Any] = AUGMENTATIONS, what: str = "--augment") -> Any:
     """Transforms of training images, by name, one after the other.
 
     Args:
-        names: "crop" (4 pixels of padding) and "flip".
+        names: of `known`: "crop" (4 pixels of padding) and "flip".
+        known: the transforms.
+        what: how errors call them.
 
     Returns:
         What `training.fit` takes, or None for no names.
@@ -77,7 +80,7 @@ def augmentation(names: list[str]) -> Any:
         >>> augmentation([]) is None
         True
     """
-    chosen = [AUGMENTATIONS[_checks.choice("--augment", name, AUGMENTATIONS)] for name in names]
+    chosen = [known[_checks.choice(what, name, known)] for name in names]
     return functools.partial(data.augment.batch, transform=data.augment.chain(*chosen)) if chosen else None
 
 
