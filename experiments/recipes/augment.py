@@ -34,7 +34,8 @@ def jitter(key: Key, image: Image, *, amount: float) -> Image:
 
 def lighting(key: Key, image: Image, *, amount: float = 0.05) -> Image:
     """Colours moved along their principal components by N(0, amount²) standard deviations (Krizhevsky et al., 2012)."""
-    return jnp.clip(image + VECTORS @ (amount * jax.random.normal(key, (3,), image.dtype) * VALUES), 0, 1)
+    move = VECTORS @ (amount * jax.random.normal(key, (3,), image.dtype) * VALUES)
+    return jnp.clip(image + move.reshape(1, 1, 3), 0, 1)
 
 
 def rotation(key: Key, image: Image, *, degrees: float) -> Image:

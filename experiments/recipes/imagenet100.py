@@ -1,8 +1,9 @@
-"""Recipes for ImageNet-100, every tenth class of ImageNet, at 224 pixels: the table of perceptual adversarial training.
+r"""Recipes for ImageNet-100, every tenth class of ImageNet, at 224 pixels: the table of perceptual adversarial training.
 
     python -m jaxrobust.data.prepare imagenet100 --from IMAGENET
-    python -m experiments.train --recipe imagenet100-pat-self --run-dir gs://BUCKET/pat-self --distributed
-    python -m experiments.evaluate RUN --alexnet alexnet.npz
+    python -m experiments.train --recipe imagenet100-pat-self --distributed \
+        --data.folder bucket/tfds --run-dir bucket/runs/pat-self
+    python -m experiments.evaluate RUN --alexnet alexnet-owt-7be5be79.pth
 
 The second command is that of every host of a pod; POD.md says how it is run and what it costs. Hardware: a pod slice
 of 8 chips or more, or one GPU of 80 GB and patience. Times are estimates by counted operations, of one chip; n chips

@@ -224,10 +224,10 @@ class Run:
         """The arguments of `training.fit` that make the run, the data left out, which are the dearest."""
         recipe = self.recipe
         return {
-            "network": recipe.network.make(self.seed),
+            "augment": augmentation(recipe.augment),
             "objective": recipe.objective.make(recipe.measuring() if recipe.objective.external else None),
             "config": self.config(),
-            "augment": augmentation(recipe.augment),
+            "network": recipe.network.make(self.seed),
             "key": jax.random.key(self.seed),
         }
 
