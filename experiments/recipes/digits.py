@@ -3,7 +3,8 @@
     python -m experiments.train --recipe digits-at-linf
     python -m experiments.evaluate runs/digits-at-linf
 
-Hardware: two CPU cores. Time: see `time` below. Expected numbers: own ones, in %, on JAX 0.10.2.
+Hardware: two CPU cores. Time: digits-at-linf 100 s on two busy ones, 30 of them compiling; digits-standard less.
+Expected, in %, on JAX 0.10.2 (another version rounds otherwise): digits-at-linf clean 95.0, linf 57.9, l2 41.2.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ def _recipe(name: str, about: str, objective: Objective, time: str, trained_on: 
 
 
 RECIPES = (
-    _recipe("standard", "standard training", Objective(), "TIME"),
+    _recipe("standard", "standard training", Objective(), "1 min (estimate)"),
     _recipe(
         "at-linf",
         "PGD-AT, l∞ 0.15",
         Objective("adversarial", ("pgd:linf:0.15:steps=10",)),
-        "TIME",
+        "100 s, measured on two busy cores",
         ("linf",),
     ),
 )

@@ -1,4 +1,4 @@
-r"""Recipes for ImageNet-100, every tenth class of ImageNet, at 224 pixels: the table of perceptual adversarial training.
+r"""Recipes for ImageNet-100 (every tenth class) at 224 pixels: the table of perceptual adversarial training.
 
     python -m jaxrobust.data.prepare imagenet100 --from IMAGENET
     python -m experiments.train --recipe imagenet100-pat-self --distributed \

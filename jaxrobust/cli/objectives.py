@@ -58,7 +58,7 @@ def objective(name: str, made: Sequence[attacks.Attack], options: Mapping[str, A
     entry = training.REGISTRY[_checks.choice("--objective", name, training.REGISTRY)]
     parameters = inspect.signature(entry.factory).parameters
     given = dict(options or {})
-    inner = given.pop("inner", "adversarial") if name == "awp" else None
+    inner = given.pop("inner", "adversarial") if name == "awp" else ""
     named = [n for n, one in parameters.items() if n not in FROM_ATTACKS and one.kind is not one.VAR_POSITIONAL]
     for option in given:
         _checks.choice(f"an option of {name}", option, [n for n in named if n not in entry.options])
