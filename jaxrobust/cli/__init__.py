@@ -61,9 +61,70 @@ exit codes  0 done, 1 an error while it ran, mostly the model's, 2 refused (both
             130 interrupted; the same command goes on from there"""
 
 
+TRAIN = """\
+model      a function without arguments, or an object, that is or returns a Flax NNX module, which maps images in [0, 1]
+           to logits; the current folder is on the path
+data       as for evaluate; without a split the training one
+objective  a name of `jaxrobust list objectives`, with the arguments of the function of jaxrobust.training behind it as
+           --option NAME=VALUE,...; by default "adversarial" where there is an attack, else "standard"
+attack     by its set, --set linf --radius 8/255 --steps 10, or ATTACK:SET:RADIUS[:OPTION=VALUE,...] as for evaluate,
+           given again where the objective takes several; free and grad_align take its radius alone, llr its set
+schedules  constant, cosine, cyclic, triangle, linear, piecewise, one-drop and others: jaxrobust.training.SCHEDULES
+
+examples
+  jaxrobust train --model mine:net --data mnist --set linf --radius 0.3 --steps 10 --epochs 5 --out runs/mine
+  jaxrobust train --model mine:net --data cifar10 --objective trades --option beta=6 --set linf --radius 8/255 \\
+    --optimizer sgd --learning-rate 0.1 --schedule piecewise --weight-decay 5e-4 --augment crop,flip --out runs/mine
+  jaxrobust evaluate --model mine:net --weights runs/mine --data mnist --suite autoattack-linf:0.3 --out runs/attacked
+
+exit codes are those of evaluate; the same command goes on from the last checkpoint"""
+
+
+def _train(own: argparse.ArgumentParser) -> None:
+    what = own.add_argument_group("what")
+    what.add_argument("--model", required=True, metavar="MODULE:FUNCTION", help="or PATH/FILE.py:FUNCTION; see below")
+    what.add_argument("--data", required=True, metavar="DATA", help="examples: a name, a file or a folder; see below")
+    what.add_argument("--objective", metavar="NAME", help="what to minimise; see below")
+    what.add_argument("--option", default="", metavar="NAME=VALUE[,...]", help="arguments of the objective")
+    what.add_argument("--set", metavar="SET", help="what the attack may do; its usual attack in training is taken")
+    what.add_argument("--radius", metavar="R", help="of --set: 8/255")
+    what.add_argument("--steps", type=int, metavar="N", help="of --set's attack (10)")
+    what.add_argument("--attack", action="append", default=[], metavar="ATTACK", help="in place of --set; see below")
+    how = own.add_argument_group("how")
+    how.add_argument("--epochs", type=int, default=15, help="passes over the data (15)")
+    how.add_argument("--batch-size", type=int, default=128, help="examples a step (128)")
+    how.add_argument("--optimizer", default="adam", metavar="NAME", help="adam, sgd or nesterov (adam)")
+    how.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE", help="the schedule's peak (0.001)")
+    how.add_argument("--schedule", default="constant", metavar="NAME", help="of the rate (constant); see below")
+    how.add_argument("--weight-decay", type=float, default=0.0, metavar="DECAY", help="(0)")
+    how.add_argument("--radius-warmup", type=float, default=0.0, metavar="EPOCHS", help="while the radius grows (0)")
+    how.add_argument("--augment", default="", metavar="NAME[,...]", help="crop, flip or both")
+    how.add_argument("--seed", type=int, default=0, help="of all randomness but the network's own (0)")
+    how.add_argument("--devices", type=int, metavar="N", help="that share a batch; by default an accelerator's all")
+    how.add_argument("--data-dir", metavar="FOLDER", help="of prepared data sets; by default TFDS_DATA_DIR")
+    how.add_argument("--size", type=int, help="resize images to squares of so many pixels")
+    where = own.add_argument_group("where to")
+    where.add_argument("--out", required=True, metavar="FOLDER", help="weights.npz; training/ with log and checkpoints")
+    where.add_argument("--checkpoint-every", type=int, metavar="N", help="steps; by default at each epoch's end")
+    where.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="a bar on standard error; by default where that is a terminal",
+    )
+    where.add_argument(
+        "--cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep compiled programs from run to run, in JAX_COMPILATION_CACHE_DIR, else the user's cache",
+    )
+
+
 def _evaluate(own: argparse.ArgumentParser) -> None:
     what = own.add_argument_group("what")
     what.add_argument("--model", required=True, metavar="MODULE:FUNCTION", help="or PATH/FILE.py:FUNCTION; see below")
+    what.add_argument(
+        "--weights", metavar="RUN", help="what jaxrobust train left, or an .npz, for a --model that is an NNX module"
+    )
     what.add_argument("--data", required=True, metavar="DATA", help="examples: a name, a file or a folder; see below")
     what.add_argument("--suite", action="append", default=[], metavar="SUITE", help="may be given again; see below")
     what.add_argument("--attack", action="append", default=[], metavar="ATTACK", help="may be given again; see below")
@@ -135,6 +196,7 @@ COMMANDS = {
     "evaluate": Command(
         "evaluate", "robust accuracy of a model: table, results.json, CSV and page", _evaluate, EVALUATE
     ),
+    "train": Command("train", "train a network of yours, adversarially or not", _train, TRAIN),
     "list": Command("lists", "what there is: attacks, sets, suites, objectives, models, data", _list),
     "report": Command("report", "one self-contained HTML page of a run, or of several", _report),
 }

@@ -30,7 +30,7 @@ from jaxrobust.evaluate.export import PNG_CHANNELS, remove_images, write_csv
 from jaxrobust.report.format import IMAGES, LISTED, PICTURES, PROGRESS, RESULTS, TABLE
 from jaxrobust.types import Targeted
 
-__all__ = ["interrupted", "remember_programs", "run"]
+__all__ = ["evaluated", "interrupted", "remember_programs", "run"]
 
 DIAGNOSED = 500  # examples that are looked at for signs of masked gradients
 FEW_CLASSES = 0.5  # share of the classes below which a reader is told
@@ -66,7 +66,7 @@ def _run(options: argparse.Namespace, warned: list[str], here: contextlib.ExitSt
     devices = _devices(options.devices)
     examples = specs.data_set(options.data, data_dir=options.data_dir, size=options.size)
     images, labels = examples
-    model = models.load(options.model)
+    model = models.load(options.model, weights=options.weights)
     goal: Any = labels
     if options.targets is not None:
         goal = Targeted(_targets(options.targets, labels, examples.classes), labels)
@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace, warned: list[str], here: contextlib.ExitSt
     if options.overwrite:
         _begin_anew(out, config)
     job = functools.partial(
-        _evaluated,
+        evaluated,
         model,
         (images, goal),
         key=jax.random.key(options.seed),
@@ -175,10 +175,21 @@ def remember_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _evaluated(
+def evaluated(
     model: Any, examples: Any, groups: list[specs.Planned], *, save_dir: pathlib.Path, **options: Any
 ) -> Evaluation:
-    """Each group by itself, put together: suites on what is left, all others on every example."""
+    """Each group by itself, put together: suites on what is left, all others on every example.
+
+    Args:
+        model: of `evaluate.robustness`.
+        examples: images and labels.
+        groups: of `specs.plan`.
+        save_dir: where progress is kept.
+        **options: of `evaluate.robustness`.
+
+    Returns:
+        One evaluation, its attacks in the order of the groups.
+    """
     parts: list[Evaluation] = []
     for group in groups:
         if group.suite:

@@ -15,26 +15,63 @@ from typing import Any
 from jaxrobust import _checks
 from jaxrobust.types import Classifier
 
-__all__ = ["Failed", "load", "of"]
+__all__ = ["WEIGHTS", "Failed", "load", "network", "of"]
+
+WEIGHTS = "weights.npz"  # in the folder of a training run
 
 
 class Failed(ValueError):
     """The user's own code raised, which is told in one line; its traceback is the cause's."""
 
 
-def load(text: str) -> Any:
+def load(text: str, *, weights: str | None = None) -> Any:
     """Import what `PACKAGE.MODULE:FUNCTION` or `PATH/FILE.py:FUNCTION` names, and call it where it is a function.
 
     Args:
         text: what was written. The current folder is on the path, and so is the folder of a file.
+        weights: the folder of a training run, or an `.npz` of `models.save_npz`, to fill an NNX module with.
 
     Returns:
         A model: see `of`.
 
     Raises:
-        ValueError: there is no such module, file or name.
+        ValueError: there is no such module, file or name, or weights that do not fit it.
         Failed: importing or calling it raised.
     """
+    if weights is None:
+        return of(_made(text), text)
+    from jaxrobust.models import load_npz
+
+    module, path = network(text), pathlib.Path(weights)
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"--weights must be an .npz or the folder of a finished training run; got {weights!r}")
+    return of(load_npz(path, module), text)
+
+
+def network(text: str) -> Any:
+    """The NNX module that a command line names, to be trained or filled with weights.
+
+    Args:
+        text: as for `load`.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: as `load`, or it is another kind of model.
+        Failed: importing or calling it raised.
+    """
+    from flax import nnx
+
+    made = _made(text)
+    if not isinstance(made, nnx.Module):
+        raise ValueError(f"--model {text} must return a Flax NNX module here; got {_checks.told(made)}")
+    return made
+
+
+def _made(text: str) -> Any:
+    """What a function of the user's returns, or an object that is there."""
     where, _, name = text.rpartition(":")
     if not where or not name.isidentifier():
         raise ValueError(f"--model must be written PACKAGE.MODULE:FUNCTION or PATH/FILE.py:FUNCTION; got {text!r}")
@@ -44,7 +81,7 @@ def load(text: str) -> Any:
         raise ValueError(f"--model: {where} has no {name!r}{_checks._nearest(name, known)}")
     found = getattr(module, name)
     makes = inspect.isroutine(found) or inspect.isclass(found) or isinstance(found, functools.partial)
-    return of(_guarded(text, found) if makes else found, text)
+    return _guarded(text, found) if makes else found
 
 
 def _module(name: str) -> Any:

@@ -15,7 +15,19 @@ from jaxrobust.attacks.table import OTHERS
 from jaxrobust.data._files import is_path
 from jaxrobust.evaluate.robustness import check_name
 
-__all__ = ["Planned", "Spec", "attack_makers", "data_set", "number", "plan", "radii", "read_spec", "set_makers"]
+__all__ = [
+    "Planned",
+    "Spec",
+    "attack",
+    "attack_makers",
+    "data_set",
+    "number",
+    "plan",
+    "radii",
+    "read_options",
+    "read_spec",
+    "set_makers",
+]
 
 # attacks that the registry has under another name, or that are one with other constants
 ALIASES = {"stadv": attacks.stadv, "recoloradv": attacks.recoloradv}
@@ -98,10 +110,26 @@ def read_spec(text: str, *, of_suite: bool = False) -> Spec:
         like = "autoattack-linf:8/255" if of_suite else "pgd:linf:8/255:steps=40"
         raise ValueError(f"{'--suite' if of_suite else '--attack'} must be written like {like}; got {text!r}")
     options = parts[0] if parts else ""
-    return Spec(text, name, kind, on, _options(set_options, text), given, _options(options, text))
+    return Spec(text, name, kind, on, read_options(set_options, text), given, read_options(options, text))
 
 
-def _options(text: str, whole: str) -> tuple[tuple[str, Any], ...]:
+def read_options(text: str, whole: str) -> tuple[tuple[str, Any], ...]:
+    """Take apart `NAME=VALUE,NAME=VALUE`.
+
+    Args:
+        text: what was written; it may be empty.
+        whole: how errors call it.
+
+    Returns:
+        Names and values.
+
+    Raises:
+        ValueError: it is not written so, or a name comes again.
+
+    Example:
+        >>> read_options("beta=6,craft_bn=batch", "")
+        (('beta', 6), ('craft_bn', 'batch'))
+    """
     found: list[tuple[str, Any]] = []
     for part in re.split(r",(?=\s*\w+\s*=)", text) if text else ():
         name, equals, value = (piece.strip() for piece in part.partition("="))
@@ -258,6 +286,28 @@ def _attack(spec: Spec, everywhere: tuple[float, ...]) -> tuple[attacks.Attack, 
     return attack, ladder, takes
 
 
+def attack(text: str) -> attacks.Attack:
+    """The attack of `ATTACK:SET[:RADIUS][:OPTION=VALUE,...]`, at one radius.
+
+    Args:
+        text: what was written; see `read_spec`.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ValueError: see `plan`, or there are several radii.
+
+    Example:
+        >>> str(attack("pgd:linf:8/255:steps=10").set)
+        'Linf(8/255)'
+    """
+    made, ladder, _ = _attack(read_spec(text), ())
+    if len(ladder) > 1:
+        raise ValueError(f"--attack must have one radius to be trained on; got {text!r}")
+    return made
+
+
 def _called(call: Callable[..., Any], like: Callable[..., Any], spec: Spec, options: dict[str, Any]) -> Any:
     """What a maker makes of options; those it does not have are refused by name."""
     known = [name for name in _parameters(like) if name not in ("set", "name", "network", "starts")]
@@ -269,11 +319,12 @@ def _called(call: Callable[..., Any], like: Callable[..., Any], spec: Spec, opti
         raise ValueError(f"{spec.text}: {error}") from error
 
 
-def data_set(text: str, *, data_dir: str | None = None, size: int | None = None) -> data.Dataset:
+def data_set(text: str, *, usual: str = "test", data_dir: str | None = None, size: int | None = None) -> data.Dataset:
     """The examples that a command line names: `NAME[:SPLIT]`, `FILE.npz[:SPLIT]` or `./FOLDER[:SPLIT]`.
 
     Args:
         text: what was written; splits are those of `data.load`, and "[:100]" is a part of the usual one.
+        usual: the split where none is written.
         data_dir: of `data.load`.
         size: of `data.load` and `data.read`.
 
@@ -290,7 +341,7 @@ def data_set(text: str, *, data_dir: str | None = None, size: int | None = None)
     if is_path(name):
         return data.read(name, split, size=size)
     if split is None or split.startswith("["):
-        split = f"test{split or ''}"
+        split = f"{usual}{split or ''}"
     try:
         return data.load(name, split, data_dir=data_dir, size=size)
     except RuntimeError as error:

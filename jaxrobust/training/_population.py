@@ -149,6 +149,7 @@ class Population(NamedTuple):
         told = (
             config.optimizer,
             float(config.weight_decay),
+            config.clip_value,
             self.augment,
             config.accumulate,
             config.radius_warmup > 0,
@@ -205,14 +206,14 @@ def _first(trainable: Trainable, optimizer: Any, axis: int | None, with_ema: boo
 
 @functools.lru_cache(maxsize=16)
 def _program(trainable: Trainable, told: Any, axes: Any, width: int, devices: tuple[Any, ...]) -> Any:
-    optimizer, weight_decay, augment, accumulate, warms_up, waits = told
+    optimizer, weight_decay, clip, augment, accumulate, warms_up, waits = told
 
     def one(
         objective: Any, images: Any, labels: Any, key: Key, decay: Any, state: TrainState, plan: Plan
     ) -> tuple[TrainState, dict[str, Any]]:
         objective = warmed_up(objective, plan.share) if warms_up else objective
         batch = Batch(images[plan.rows], labels[plan.rows], plan.mask, plan.index)
-        own = transformation(optimizer, lambda count: plan.rate, weight_decay)
+        own = transformation(optimizer, lambda count: plan.rate, weight_decay, clip)
         new, metrics = numbered_step(objective, trainable, own, state, batch, key, decay, augment, accumulate)
         if not waits:  # for no other member
             return new, metrics

@@ -12,7 +12,7 @@ from jaxrobust.training.schedules import SCHEDULES, schedule
 
 __all__ = ["TrainConfig", "transformation"]
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "sgd", "nesterov")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -23,10 +23,12 @@ class TrainConfig:
     Args:
         epochs: passes over the training data, ≥ 1.
         batch_size: examples a step, ≥ 1.
-        optimizer: "adam" (decoupled weight decay) or "sgd" (momentum 0.9, decay added to the gradient).
+        optimizer: "adam" (decoupled weight decay), "sgd" (momentum 0.9, decay added to the gradient) or "nesterov"
+            (the same with Nesterov's momentum).
         learning_rate: the schedule's peak, > 0.
         schedule: a name of `jaxrobust.training.SCHEDULES`, or an Optax schedule whose values multiply `learning_rate`.
         weight_decay: ≥ 0.
+        clip_value: every entry of the mean gradient is clipped to ±clip_value, before decay is added; > 0, or None.
         accumulate: into how many parts a device takes its share of a batch, one after another, ≥ 1, so that a batch
             may be larger than memory; see `train_step`.
         compute_dtype: what the network computes in while it trains: "float32", "bfloat16" or "float16". Parameters,
@@ -66,6 +68,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     schedule: str | optax.Schedule = "constant"
     weight_decay: float = 0.0
+    clip_value: float | None = None
     accumulate: int = 1
     compute_dtype: str = "float32"
     ema_decay: float | None = None
@@ -91,6 +94,8 @@ class TrainConfig:
             _checks.number(name, getattr(self, name))
         if self.ema_decay is not None:
             _checks.number("ema_decay", self.ema_decay, high=1.0)
+        if self.clip_value is not None:
+            _checks.positive("clip_value", self.clip_value)
         if self.learning_rate == 0:
             raise ValueError("learning_rate must be > 0; got 0")
         if self.validation >= 1:
@@ -118,7 +123,8 @@ class TrainConfig:
         Returns:
             The Optax transformation; the same object for the same settings, so that a second run does not compile.
         """
-        return _transformation(self.optimizer, self.rates(total_steps), float(self.weight_decay))
+        clip = None if self.clip_value is None else float(self.clip_value)
+        return _transformation(self.optimizer, self.rates(total_steps), float(self.weight_decay), clip)
 
 
 @functools.lru_cache(maxsize=32)
@@ -128,11 +134,17 @@ def _rates(shape: str | optax.Schedule, peak: float, total_steps: int) -> optax.
     return lambda step: peak * shape(step)
 
 
-def transformation(name: str, rates: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-    """The optimiser of a name of `OPTIMIZERS` under a schedule."""
+def transformation(
+    name: str, rates: optax.Schedule, weight_decay: float, clip: float | None
+) -> optax.GradientTransformation:
+    """The optimiser of a name of `OPTIMIZERS` under a schedule, entries of the gradient clipped to ±clip."""
     if name == "adam":
-        return optax.adamw(rates, weight_decay=weight_decay)
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(rates, momentum=0.9))
+        adam = optax.adamw(rates, weight_decay=weight_decay)
+        # without clipping no chain, whose state would not be that of checkpoints that stand
+        return adam if clip is None else optax.chain(optax.clip(clip), adam)
+    first = [] if clip is None else [optax.clip(clip)]
+    momentum = optax.sgd(rates, momentum=0.9, nesterov=name == "nesterov")
+    return optax.chain(*first, optax.add_decayed_weights(weight_decay), momentum)
 
 
 _transformation = functools.lru_cache(maxsize=32)(transformation)

@@ -1,5 +1,7 @@
 """Schedules at their knots, as fractions of the run."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +17,10 @@ KNOTS = {
     "one-drop": {0: 1, 499: 1, 500: 0.1, 999: 0.1},
     "multi-decay": {0: 1, 99: 1, 100: 0.9, 550: 0.5, 999: 0.1},
     "piecewise-ft": {0: 1, 332: 1, 333: 0.1, 666: 0.1, 667: 0.01},
+    "late-drops": {0: 1, 908: 1, 909: 0.1, 954: 0.1, 955: 0.01},
+    "multi-norm": {0: 0, 200: 0.5, 400: 1, 600: 0.525, 800: 0.05, 900: 0.025, 1000: 0},
+    "perceptual": {0: 0, 25: 0.5, 50: 1, 749: 1, 750: 0.1, 899: 0.1, 900: 0.01},
+    "perceptual-imagenet": {0: 0, 28: 0.5, 56: 1, 333: 1, 334: 0.1, 667: 0.01, 889: 0.001},
 }
 
 
@@ -53,6 +59,25 @@ def test_a_users_schedule_multiplies_the_learning_rate():
     assert config.rates(10)(3) == 0.125
 
 
+def test_clipping_is_of_every_entry_and_comes_before_decay():
+    weights, gradient = jnp.array([1.0, -2.0, 4.0]), jnp.array([3.0, -0.5, -7.0])
+    config = TrainConfig(optimizer="sgd", learning_rate=0.5, weight_decay=0.1, clip_value=1.0)
+    optimizer = config.transformation(10)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
+    np.testing.assert_allclose(updates, -0.5 * (np.array([1, -0.5, -1]) + 0.1 * np.array(weights)), rtol=1e-6)
+
+
+def test_nesterovs_first_step_is_longer_by_the_momentum():
+    gradient = jnp.array([2.0])
+    moved = {}
+    for name in ("sgd", "nesterov"):
+        optimizer = TrainConfig(optimizer=name, learning_rate=0.5).transformation(10)
+        with jax.numpy_dtype_promotion("standard"):
+            moved[name] = optimizer.update(gradient, optimizer.init(gradient), gradient)[0]
+    np.testing.assert_allclose(moved["nesterov"], 1.9 * moved["sgd"], rtol=1e-6)
+
+
 def test_equal_settings_give_the_same_optimizer():
     """Else every run would compile its step anew."""
     assert TrainConfig().transformation(10) is TrainConfig(epochs=3).transformation(10)
@@ -70,6 +95,7 @@ def test_equal_settings_give_the_same_optimizer():
         ({"learning_rate": 0.0}, ValueError, "learning_rate must be > 0; got 0"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate must be finite"),
         ({"weight_decay": -1.0}, ValueError, "weight_decay must be"),
+        ({"clip_value": 0.0}, ValueError, "clip_value must be > 0"),
         ({"ema_decay": 1.5}, ValueError, "ema_decay must be"),
         ({"validation": 1.0}, ValueError, r"validation must lie in \[0, 1\); got 1.0"),
         ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be >= 1; got 0"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxrobust.sets import Linf
@@ -30,7 +30,8 @@ __all__ = ["REGISTRY", "Entry", "register"]
 class Entry(NamedTuple):
     """A registered objective: the public function that makes it, an example made from a gradient attack, what a step
     costs (fb: a forward and backward pass of the batch, f: a forward pass, S: steps of an attack, m: attacks), what it
-    is to be used for, whether an example's loss is its own, whatever else is in the batch, and where it is from.
+    is to be used for, whether an example's loss is its own, whatever else is in the batch, where it is from, and the
+    arguments of the function that its name stands for.
     """
 
     factory: Callable[..., Any]
@@ -39,6 +40,7 @@ class Entry(NamedTuple):
     use: str
     alone: bool
     reference: str
+    options: Mapping[str, Any]
 
 
 # every law of the tests runs over it
@@ -54,6 +56,7 @@ def register(
     use: str,
     alone: bool = True,
     reference: str = "",
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Enter an objective into the table over which laws are tested and tables are made.
 
@@ -65,6 +68,7 @@ def register(
         use: what it is recommended for, in a sentence.
         alone: whether an example's loss is its own, whatever else is in the batch.
         reference: where it is from, if not what the docstring of `factory` cites first.
+        options: arguments of `factory` that the name stands for, where several names have one function.
 
     Raises:
         ValueError: the name is taken.
@@ -76,7 +80,7 @@ def register(
     if name in REGISTRY:
         raise ValueError(f"name must be new in the registry of objectives; got {name!r} again")
     cited = re.search(r"arXiv:\d+\.\d+", factory.__doc__ or "")
-    REGISTRY[name] = Entry(factory, make, cost, use, alone, reference or (cited[0] if cited else ""))
+    REGISTRY[name] = Entry(factory, make, cost, use, alone, reference or (cited[0] if cited else ""), options or {})
 
 
 def _teacher(images: Any) -> Any:
@@ -98,6 +102,7 @@ register(
     cost="S (fb + f) with `attacks.fast_lpa`, 1 f, then 1 fb",
     use="Perceptual training, robust to unseen attacks: `attacks.fast_lpa(sets.Perceptual(0.5), steps=10)`.",
     reference="arXiv:2006.12655",
+    options={"only_attack_correct": True},
 )
 register("mixed", mixed, mixed, cost="S fb, then 2 fb", use="Where clean accuracy counts as much.")
 register(
@@ -144,6 +149,7 @@ for _combine in COMBINATIONS:
         cost=_cost,
         use=_use,
         reference={"random": "arXiv:2002.04784", "errors": "arXiv:2105.12508"}.get(_combine, ""),
+        options={"combine": _combine},
     )
 register(
     "extreme_norms",
@@ -197,6 +203,7 @@ for _kind in KINDS:
         lambda _, kind=_kind: label_smoothing(0.2, kind=kind),
         cost="1 fb",
         use="Studies of label smoothing, whose robustness is mostly masked gradients.",
+        options={"kind": _kind},
     )
 register(
     "distilled",
@@ -220,6 +227,7 @@ for _kind, _amount, _use in (
         cost="1 fb",
         use=_use,
         alone=False,
+        options={"kind": _kind},
     )
 register(
     "group_dro",
