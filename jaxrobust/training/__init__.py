@@ -1,6 +1,12 @@
 """Training: objectives built from attacks, the pure train step, and the loop around it."""
 
 from jaxrobust import _public
+from jaxrobust.training.calibration import Calibration as Calibration
+from jaxrobust.training.calibration import adapted_targets as adapted_targets
+from jaxrobust.training.calibration import calibration as calibration
+from jaxrobust.training.calibration import distance_groups as distance_groups
+from jaxrobust.training.calibration import group_smoothing as group_smoothing
+from jaxrobust.training.calibration import temperature as temperature
 from jaxrobust.training.config import TrainConfig as TrainConfig
 from jaxrobust.training.objectives.core import Aux as Aux
 from jaxrobust.training.objectives.core import Crafting as Crafting
@@ -50,6 +56,7 @@ __all__ = [
     "SCHEDULES",
     "Adversarial",
     "Aux",
+    "Calibration",
     "Crafting",
     "Learner",
     "Mixed",
@@ -59,11 +66,14 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainState",
+    "adapted_targets",
     "adversarial",
     "adversarial_logit_pairing",
     "awp",
+    "calibration",
     "clip_weights",
     "cure",
+    "distance_groups",
     "distilled",
     "extreme_norms",
     "first_memory",
@@ -72,6 +82,7 @@ __all__ = [
     "grad_align",
     "gradient_penalty",
     "group_dro",
+    "group_smoothing",
     "label_smoothing",
     "llr",
     "logit_squeezing",
@@ -85,6 +96,7 @@ __all__ = [
     "several",
     "soft_labels",
     "standard",
+    "temperature",
     "total",
     "trades",
     "train_step",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxrobust.sets import Linf
+from jaxrobust.training.calibration import group_smoothing
 from jaxrobust.training.objectives.distributions import group_dro, reweighted, wrm
 from jaxrobust.training.objectives.divergence import mart, trades
 from jaxrobust.training.objectives.fast import free, grad_align
@@ -228,4 +229,11 @@ register(
     cost="1 fb",
     use="The worst of known groups; with strong weight decay.",
     alone=False,
+)
+register(
+    "group_smoothing",
+    group_smoothing,
+    lambda _: group_smoothing([0, 1, 0, 1, 2, 2, 2, 1], [0.8, 0.9, 1.0]),
+    cost="1 fb",
+    use="AR-AdaLS: calibration of the examples that attacks reach first.",
 )
