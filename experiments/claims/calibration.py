@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.claims.common import Bench, Claim, Result
-from jaxrobust import attacks, sets, training
+from jaxrobust import attacks, report, sets, training
 
 GROUPS = 10
 
@@ -20,7 +20,9 @@ def x11(bench: Bench) -> Result:
     per_group = []
     for seed in range(bench.scale.seeds):
         network = bench.train("standard", training.standard(), seed).last
-        found = bench.evaluate("X11", network, {"DDN": attacks.ddn(sets.L2(30.0), steps=bench.scale.attack_steps)}, seed)
+        found = bench.evaluate(
+            "X11", network, {"DDN": attacks.ddn(sets.L2(30.0), steps=bench.scale.attack_steps)}, seed
+        )
         labels, logits = found.labels, found.logits
         # the first half says the temperature, the second is measured
         half = len(labels) // 2
@@ -29,6 +31,7 @@ def x11(bench: Bench) -> Result:
         plain, scaled = (_by_group(logits[half:] / t, labels[half:], groups[half:]) for t in (1.0, warmth))
         slopes.append([stats.spearmanr(range(len(g)), [r["gap"] for r in g])[0] for g in (plain, scaled)])
         whole = [training.calibration(logits[half:] / t, labels[half:]) for t in (1.0, warmth)]
+        report.reliability_diagram(bench.folder / f"reliability-{seed}.svg", {"T = 1": whole[0], "T scaled": whole[1]})
         before.append(whole[0].ece)
         after.append(whole[1].ece)
         per_group.append(plain)

@@ -78,7 +78,7 @@ class Scale:
         }
 
     def attacks(self, steps: int, *names: str) -> dict[str, attacks.Attack]:
-        """PGD on sets by name, by default on l∞, l2 and flow. A flow starts at none: a random one scrambles the image."""
+        """PGD on sets by name, by default l∞, l2 and flow. A flow starts at none: a random one scrambles the image."""
         chosen = names or ("linf", "l2", "flow")
         return {name: attacks.pgd(self.sets()[name], steps=steps, random_start=name != "flow") for name in chosen}
 
@@ -293,10 +293,9 @@ def _markdown(facts: Mapping[str, Any]) -> str:
     table = [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
     table += [f"| {' | '.join(cell(row, name) for name in names)} |" for row in rows]
     claims = ["| claim | measured | asked for | holds |", "| --- | --- | --- | --- |"]
-    claims += [
-        f"| {c['text']} | {c['measured']:.4g} | {c['relation']} {c['threshold']:.4g} | {'yes' if c['holds'] else 'NO'} |"
-        for c in facts["claims"]
-    ]
+    for c in facts["claims"]:
+        asked, verdict = f"{c['relation']} {c['threshold']:.4g}", "yes" if c["holds"] else "NO"
+        claims.append(f"| {c['text']} | {c['measured']:.4g} | {asked} | {verdict} |")
     return "\n".join(
         [
             f"# {facts['experiment']}: {facts['title']}",

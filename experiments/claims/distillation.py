@@ -67,7 +67,8 @@ def x10(bench: Bench) -> Result:
                 "zero gradients": float((gradients == 0).mean()),
                 "zero where correct": float((gradients[right] == 0).mean()),
                 **{n: float(found[n].robust.mean()) for n in columns},
-                "C&W success": 1 - float(near["C&W"].robust.sum() / max((near.logits.argmax(1) == near.labels).sum(), 1)),
+                "C&W success": 1
+                - float(near["C&W"].robust.sum() / max((near.logits.argmax(1) == near.labels).sum(), 1)),
                 "C&W median l2": float(np.median(near["C&W"].distances[near["C&W"].distances > 0])),
             }
         )
@@ -76,8 +77,12 @@ def x10(bench: Bench) -> Result:
     claims = [
         Claim("share of zero gradients, distilled", distilled["zero gradients"], "≥", 0.5),
         Claim("share of zero gradients, plain", plain["zero gradients"], "≤", 0.05),
-        Claim("FGSM on the cross-entropy: accuracy of distilled less plain", distilled["FGSM"] - plain["FGSM"], "≥", 0.3),
-        Claim("distilled: accuracy under FGSM on z/T less on z", distilled["FGSM on z/T"] - distilled["FGSM"], "≤", -0.2),
+        Claim(
+            "FGSM on the cross-entropy: accuracy of distilled less plain", distilled["FGSM"] - plain["FGSM"], "≥", 0.3
+        ),
+        Claim(
+            "distilled: accuracy under FGSM on z/T less on z", distilled["FGSM on z/T"] - distilled["FGSM"], "≤", -0.2
+        ),
         Claim("distilled: success of Carlini and Wagner's attack", distilled["C&W success"], "≥", 0.95),
     ]
     return Result(
@@ -85,8 +90,8 @@ def x10(bench: Bench) -> Result:
         rows,
         claims,
         [
-            f"T = {TEMPERATURE:g}; teacher and student of one architecture, trained alike; deployed at T = 1. Accuracies on "
-            f"the first {count} test images, C&W (l2, 4 rounds of {2 * scale.attack_steps} steps) on the first {few}.",
+            f"T = {TEMPERATURE:g}; teacher and student of one architecture, trained alike; deployed at T = 1. First "
+            f"{count} test images, C&W (l2, 4 rounds of {2 * scale.attack_steps} steps) on the first {few}.",
             "Published on MNIST: zero or vanishing gradients, success of JSMA from 95.9 to 0.45 %; C&W restores 100 %.",
         ],
     )

@@ -11,7 +11,7 @@ from jaxrobust import attacks, sets, training
 def x14(bench: Bench) -> Result:
     """Five ways of training under FGSM, PGD, Square and Carlini and Wagner's attack."""
     scale = bench.scale
-    count, few = min(1000, scale.test), min(200, scale.test)
+    count, few = min(500, scale.test), min(200, scale.test)
     ball = sets.Linf(scale.linf)
     ways = {
         "standard": training.standard(),
@@ -36,7 +36,10 @@ def x14(bench: Bench) -> Result:
             found = bench.evaluate(f"X14 {name}", network, columns, seed, count=count)
             near = bench.evaluate(f"X14 {name} C&W", network, minimal, seed, count=few)["C&W"].distances
             each.append({"clean": float(found.clean.accuracy)} | {n: float(found[n].robust.mean()) for n in columns})
-            each[-1] |= {"C&W median l2": float(np.median(near)), f"C&W at l2 {scale.l2:g}": float((near > scale.l2).mean())}
+            each[-1] |= {
+                "C&W median l2": float(np.median(near)),
+                f"C&W at l2 {scale.l2:g}": float((near > scale.l2).mean()),
+            }
         rows.append(average(each, training=name))
         print(rows[-1], flush=True)
     by = {row["training"]: row for row in rows}
@@ -52,7 +55,7 @@ def x14(bench: Bench) -> Result:
         rows,
         claims,
         [
-            f"ALS with a = 0.5; penalty λ = 10 of each example's squared gradient; CURE λ = 4, h = 1.5, squared, from the "
-            f"standard network for as many epochs again. First {count} test images, C&W (l2) on the first {few}.",
+            f"ALS with a = 0.5; penalty λ = 10 of each example's squared gradient; CURE λ = 4, h = 1.5, squared, from "
+            f"the standard network for as many epochs again. First {count} test images, C&W (l2) on the first {few}.",
         ],
     )

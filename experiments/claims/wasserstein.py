@@ -91,7 +91,9 @@ def _table(
                 {"data": name, "training": training_name, "price": factor * gamma, "budget": float(spent.mean())}
                 | {"loss": float(reached.mean()), "certificate": float(bound), "inner gradient": float(rest.mean())}
             )
-        claims.append(Claim(f"{name}, {training_name}: certificate less the loss reached, least", min(slack), "≥", -1e-4))
+        claims.append(
+            Claim(f"{name}, {training_name}: certificate less the loss reached, least", min(slack), "≥", -1e-4)
+        )
     return rows, claims
 
 
@@ -106,7 +108,9 @@ def _closed_form() -> Claim:
     worst = 0.0
     for margin, got in zip(x @ w, np.asarray(loss - gamma * cost), strict=True):
         found = optimize.minimize_scalar(
-            lambda t, m=margin: gamma * t**2 - np.logaddexp(0, t * np.linalg.norm(w) - m), bounds=(0, 5), method="bounded"
+            lambda t, m=margin: gamma * t**2 - np.logaddexp(0, t * np.linalg.norm(w) - m),
+            bounds=(0, 5),
+            method="bounded",
         )
         worst = max(worst, abs(-found.fun - float(got)))
     return Claim("linear classifier: the search's value less the closed form, largest", worst, "≤", 1e-3, exact=True)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxrobust import report
 from jaxrobust.training import (
     adapted_targets,
     calibration,
@@ -53,6 +54,16 @@ def test_by_hand():
     assert np.isnan(found.accuracy[0])
 
 
+def test_a_reliability_diagram_is_drawn(tmp_path, rng):
+    found = calibration(*calibrated(50, rng))
+    page = report.reliability_diagram(tmp_path / "some" / "diagram.svg", {"one": found, "two": found})
+    assert page.read_text().count("<svg") == 1
+    with pytest.raises(TypeError, match=r"measured\['one'\] must be what training.calibration gives; got"):
+        report.reliability_diagram(tmp_path / "diagram.svg", {"one": 0.5})
+    with pytest.raises(ValueError, match="at least one calibration"):
+        report.reliability_diagram(tmp_path / "diagram.svg", {})
+
+
 def test_groups_are_equal_and_in_order(rng):
     distances = rng.permutation(23).astype(float)
     groups = distance_groups(distances, groups=5)
@@ -66,7 +77,7 @@ def test_targets_stay_between_chance_and_certainty():
 
 def test_smoothed_groups_are_uniform_smoothing_in_each():
     batch, key = make_batch(), jax.random.key(0)
-    trainable, optimizer, state = start(Linear(16, 3, nnx.Rngs(0)))
+    trainable, _, state = start(Linear(16, 3, nnx.Rngs(0)))
     amount = 0.3
     equal = group_smoothing(np.zeros(8, int), [1 - amount * 2 / 3])
     states = [compiled_step(o, trainable, SGD, state, batch, key)[0] for o in (equal, standard(label_smoothing=amount))]
