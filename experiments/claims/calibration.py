@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+import jaxrobust as jr
 from experiments.claims.common import Bench, Claim, Result
 from jaxrobust import attacks, report, sets, training
 
@@ -20,10 +21,12 @@ def x11(bench: Bench) -> Result:
     per_group = []
     for seed in range(bench.scale.seeds):
         network = bench.train("standard", training.standard(), seed).last
-        found = bench.evaluate(
-            "X11", network, {"DDN": attacks.ddn(sets.L2(30.0), steps=bench.scale.attack_steps)}, seed
-        )
-        labels, logits = found.labels, found.logits
+        model = jr.Classifier.from_nnx(network)
+        images, labels = bench.test_data.images, bench.test_data.labels
+        logits = np.asarray(jr.evaluate.predict(model, images))
+        # away from the network's own prediction, so that errors have a distance too
+        ddn = {"DDN": attacks.ddn(sets.L2(30.0), steps=bench.scale.attack_steps)}
+        found = bench.evaluate("X11", model, ddn, seed, labels=logits.argmax(1).astype(np.int32))
         # the first half says the temperature, the second is measured
         half = len(labels) // 2
         warmth = training.temperature(logits[:half], labels[:half])
@@ -60,10 +63,9 @@ def x11(bench: Bench) -> Result:
         rows,
         claims,
         [
-            "Groups of equal size by l2 distance to an error as DDN finds it, 0 the nearest; `gap` is mean confidence "
+            "Groups of equal size by l2 distance as DDN finds it, 0 the nearest; `gap` is mean confidence "
             "less accuracy. Temperature from the first half of the test images, all figures on the second.",
-            "An error has distance 0, so that the first groups hold the errors by construction; the slope among "
-            "examples that are correct is another question.",
+            "Distances are to a change of the network's own prediction, so that errors have one too.",
         ],
     )
 

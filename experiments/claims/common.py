@@ -203,12 +203,12 @@ class Bench:
     def evaluate(
         self, name: str, network: Any, columns: Mapping[str, attacks.Attack], seed: int = 0, **options: Any
     ) -> jr.evaluate.Evaluation:
-        """A network under attacks, on the test images or their first `count`."""
-        count = options.pop("count", None)
+        """A network under attacks, on the test images or their first `count`; away from other `labels` where given."""
+        count, labels = options.pop("count", None), options.pop("labels", self.test_data.labels)
         model = network if isinstance(network, jr.Classifier) else jr.Classifier.from_nnx(network)
         return jr.evaluate.robustness(
             model,
-            (self.test_data.images[:count], self.test_data.labels[:count]),
+            (self.test_data.images[:count], labels[:count]),
             columns,
             key=jax.random.key(100),
             name=f"{name}-{seed}",
