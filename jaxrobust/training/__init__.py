@@ -5,7 +5,6 @@ from jaxrobust.training.calibration import Calibration as Calibration
 from jaxrobust.training.calibration import adapted_targets as adapted_targets
 from jaxrobust.training.calibration import calibration as calibration
 from jaxrobust.training.calibration import distance_groups as distance_groups
-from jaxrobust.training.calibration import group_smoothing as group_smoothing
 from jaxrobust.training.calibration import temperature as temperature
 from jaxrobust.training.config import TrainConfig as TrainConfig
 from jaxrobust.training.objectives.core import Aux as Aux
@@ -24,6 +23,7 @@ from jaxrobust.training.objectives.gradients import cure as cure
 from jaxrobust.training.objectives.gradients import gradient_penalty as gradient_penalty
 from jaxrobust.training.objectives.gradients import llr as llr
 from jaxrobust.training.objectives.labels import distilled as distilled
+from jaxrobust.training.objectives.labels import group_smoothing as group_smoothing
 from jaxrobust.training.objectives.labels import label_smoothing as label_smoothing
 from jaxrobust.training.objectives.labels import soft_labels as soft_labels
 from jaxrobust.training.objectives.plain import Adversarial as Adversarial

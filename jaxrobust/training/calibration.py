@@ -1,25 +1,20 @@
-"""Calibration: whether confidence is accuracy, and two ways to mend it: one temperature, labels smoothed by group."""
+"""Calibration: whether confidence is accuracy, and what mends it: one temperature, or targets adapted by group."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
 from jaxrobust import _checks, _inputs
-from jaxrobust.training.objectives.core import Aux, Keys, Learner, PerExample, correct, smoothed
-from jaxrobust.types import Key, Number, pytree
 
 __all__ = [
     "Calibration",
-    "GroupSmoothing",
     "adapted_targets",
     "calibration",
     "distance_groups",
-    "group_smoothing",
     "temperature",
 ]
 
@@ -186,58 +181,6 @@ def adapted_targets(targets: Any, confidence: Any, accuracy: Any, *, classes: in
     least = 1 / _checks.count("classes", classes, low=2)
     gap = np.asarray(confidence, float) - np.asarray(accuracy, float)
     return np.clip(np.asarray(targets, float) - float(_checks.number("rate", rate)) * gap, least, 1)
-
-
-@pytree("groups", "targets")
-class GroupSmoothing:
-    """Cross-entropy against labels smoothed by group; make it with `group_smoothing`."""
-
-    groups: Any
-    targets: Any
-
-    def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
-        """Losses (N,) and metrics, see `Objective`."""
-        logits, learner = learner.train(batch.images, Keys.of(key).dropout)
-        classes = logits.shape[1]
-        target = jnp.asarray(self.targets).astype(logits.dtype)[jnp.asarray(self.groups)[batch.index]]
-        losses = smoothed(logits, batch.labels, (1 - target) * (classes / (classes - 1)))
-        return losses, Aux(learner.state, {"clean_acc": correct(logits, batch.labels)}, {})
-
-
-def group_smoothing(groups: Any, targets: Number | Any) -> GroupSmoothing:
-    """Labels smoothed by group: CE against q = (1 − ε_r) e_y + ε_r/K, ε_r = (1 − p̃_r) K/(K − 1), so that q_y = p̃_r.
-
-    For AR-AdaLS `groups` are those of `distance_groups`, and between epochs `adapted_targets` gives the next targets;
-    these are traced numbers, so that nothing compiles again.
-
-    Args:
-        groups: (count,) integers from 0, the group of every example of the data set, by its place in it.
-        targets: (R,) p̃_r in [0, 1], one a group.
-
-    Returns:
-        The objective. Metric: `clean_acc`.
-
-    Raises:
-        TypeError: groups that are no integers.
-        ValueError: groups or targets of a wrong shape or range.
-
-    Example:
-        >>> group_smoothing([0, 1, 1], [0.9, 1.0]).groups.shape
-        (3,)
-
-    Reference:
-        Qin et al., 2021, arXiv:2006.16375 (AR-AdaLS).
-    """
-    found, wanted = _inputs.as_array("groups", groups), _inputs.as_array("targets", targets)
-    if not np.issubdtype(found.dtype, np.integer):
-        raise TypeError(f"groups must be integers; got {found.dtype}")
-    if wanted.ndim != 1 or not ((wanted >= 0) & (wanted <= 1)).all():
-        raise ValueError(f"targets must be numbers in [0, 1] of shape (R,); got {_checks.told(targets)}")
-    if found.ndim != 1 or not found.size or found.min() < 0 or found.max() >= len(wanted):
-        raise ValueError(
-            f"groups must be of shape (count,) with values in [0, {len(wanted)}); got {_checks.told(groups)}"
-        )
-    return GroupSmoothing(jnp.asarray(found, jnp.int32), jnp.asarray(wanted, jnp.float32))
 
 
 def _checked(logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxrobust.sets import Linf
-from jaxrobust.training.calibration import group_smoothing
 from jaxrobust.training.objectives.distributions import group_dro, reweighted, wrm
 from jaxrobust.training.objectives.divergence import mart, trades
 from jaxrobust.training.objectives.fast import free, grad_align
 from jaxrobust.training.objectives.gradients import cure, gradient_penalty, llr
-from jaxrobust.training.objectives.labels import KINDS, distilled, label_smoothing
+from jaxrobust.training.objectives.labels import KINDS, distilled, group_smoothing, label_smoothing
 from jaxrobust.training.objectives.plain import (
     adversarial,
     adversarial_logit_pairing,
