@@ -288,7 +288,8 @@ def _markdown(facts: Mapping[str, Any]) -> str:
         if not isinstance(value, float):
             return str(value)
         spread = row.get(f"{name} sd")
-        return f"{value:.3f}" + (f" ± {spread:.3f}" if spread is not None else "")
+        shown = f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
+        return shown + (f" ± {spread:.3f}" if spread is not None else "")
 
     table = [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
     table += [f"| {' | '.join(cell(row, name) for name in names)} |" for row in rows]

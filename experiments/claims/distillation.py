@@ -48,8 +48,8 @@ def x10(bench: Bench) -> Result:
         "distilled": bench.train("distilled", distil, start=scale.network(1)).last,
     }
     ball = sets.Linf(scale.linf)
-    columns = {"FGSM": attacks.fgsm(ball), "FGSM on z/T": attacks.fgsm(ball, loss=softened)}
-    columns["PGD on z/T"] = attacks.pgd(ball, steps=scale.attack_steps, loss=softened)
+    columns = {"FGSM": attacks.fgsm(ball), "FGSM softened": attacks.fgsm(ball, loss=softened)}
+    columns["PGD softened"] = attacks.pgd(ball, steps=scale.attack_steps, loss=softened)
     minimal = {"C&W": attacks.carlini_wagner(sets.L2(30.0), steps=2 * scale.attack_steps, rounds=4, constant=0.1)}
     rows = []
     for name, network in networks.items():
@@ -81,7 +81,7 @@ def x10(bench: Bench) -> Result:
             "FGSM on the cross-entropy: accuracy of distilled less plain", distilled["FGSM"] - plain["FGSM"], "≥", 0.3
         ),
         Claim(
-            "distilled: accuracy under FGSM on z/T less on z", distilled["FGSM on z/T"] - distilled["FGSM"], "≤", -0.2
+            "distilled: accuracy under FGSM on z/T less on z", distilled["FGSM softened"] - distilled["FGSM"], "≤", -0.2
         ),
         Claim("distilled: success of Carlini and Wagner's attack", distilled["C&W success"], "≥", 0.95),
     ]
@@ -90,8 +90,9 @@ def x10(bench: Bench) -> Result:
         rows,
         claims,
         [
-            f"T = {TEMPERATURE:g}; teacher and student of one architecture, trained alike; deployed at T = 1. First "
-            f"{count} test images, C&W (l2, 4 rounds of {2 * scale.attack_steps} steps) on the first {few}.",
+            f"T = {TEMPERATURE:g}; teacher and student of one architecture, trained alike; deployed at T = 1. `softened`: "
+            "ascending the cross-entropy of z/T, which does not saturate. "
+            f"First {count} test images, C&W (l2, 4 rounds of {2 * scale.attack_steps} steps) on the first {few}.",
             "Published on MNIST: zero or vanishing gradients, success of JSMA from 95.9 to 0.45 %; C&W restores 100 %.",
         ],
     )
