@@ -10,13 +10,11 @@ from experiments.claims.__main__ import EXPERIMENTS, main
 
 
 @pytest.fixture
-def folders(tmp_path_factory, monkeypatch):
+def folders(tmp_path_factory):
     """One folder of runs for all, so that networks are trained once; compiling is most of the work."""
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", True)  # every test's setup sets it anew
     base = tmp_path_factory.getbasetemp()
-    yield ["--runs", str(base / "runs"), "--results", str(base / "results")], base / "results"
-    jax.config.update("jax_disable_most_optimizations", before)
+    return ["--runs", str(base / "runs"), "--results", str(base / "results")], base / "results"
 
 
 @pytest.mark.slow

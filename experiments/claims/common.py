@@ -22,7 +22,7 @@ from jaxrobust import attacks, sets, training
 
 
 class NetS(jr.models.MnistNet):
-    """`MnistNet`, whose activations have the dense layer too, as a map of one pixel: 166,406 parameters at 28 pixels."""
+    """`MnistNet`, whose activations have the dense layer too, a map of one pixel: 166,406 parameters at 28 pixels."""
 
     def activations(self, images: Any) -> tuple[Any, ...]:
         """Both convolutions and the dense layer after ReLU, each (N, h, w, c)."""

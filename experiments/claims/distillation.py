@@ -90,8 +90,8 @@ def x10(bench: Bench) -> Result:
         rows,
         claims,
         [
-            f"T = {TEMPERATURE:g}; teacher and student of one architecture, trained alike; deployed at T = 1. `softened`: "
-            "ascending the cross-entropy of z/T, which does not saturate. "
+            f"T = {TEMPERATURE:g}; teacher and student of one architecture, trained alike; deployed at T = 1. "
+            "`softened`: ascending the cross-entropy of z/T, which does not saturate. "
             f"First {count} test images, C&W (l2, 4 rounds of {2 * scale.attack_steps} steps) on the first {few}.",
             "Published on MNIST: zero or vanishing gradients, success of JSMA from 95.9 to 0.45 %; C&W restores 100 %.",
         ],
