@@ -32,6 +32,11 @@ def softened(logits: Any, goal: Any) -> Any:
     return losses.cross_entropy(logits / TEMPERATURE, goal.label)
 
 
+def literal(logits: Any, goal: Any) -> Any:
+    """Cross-entropy as it is, whose gradient float32 loses; the library's own attacks follow it where it does not."""
+    return losses.cross_entropy(logits, goal.label)
+
+
 @jax.jit
 def _gradients(model: jr.Classifier, images: Any, labels: Any) -> Any:
     return jax.grad(lambda x: jax.vmap(losses.cross_entropy)(model(x), labels).sum())(images)
@@ -48,7 +53,11 @@ def x10(bench: Bench) -> Result:
         "distilled": bench.train("distilled", distil, start=scale.network(1)).last,
     }
     ball = sets.Linf(scale.linf)
-    columns = {"FGSM": attacks.fgsm(ball), "FGSM softened": attacks.fgsm(ball, loss=softened)}
+    columns = {
+        "FGSM literal": attacks.fgsm(ball, loss=literal),
+        "FGSM": attacks.fgsm(ball),
+        "FGSM softened": attacks.fgsm(ball, loss=softened),
+    }
     columns["PGD softened"] = attacks.pgd(ball, steps=scale.attack_steps, loss=softened)
     minimal = {"C&W": attacks.carlini_wagner(sets.L2(30.0), steps=2 * scale.attack_steps, rounds=4, constant=0.1)}
     rows = []
@@ -78,10 +87,16 @@ def x10(bench: Bench) -> Result:
         Claim("share of zero gradients, distilled", distilled["zero gradients"], "≥", 0.5),
         Claim("share of zero gradients, plain", plain["zero gradients"], "≤", 0.05),
         Claim(
-            "FGSM on the cross-entropy: accuracy of distilled less plain", distilled["FGSM"] - plain["FGSM"], "≥", 0.3
+            "FGSM on the cross-entropy: accuracy of distilled less plain",
+            distilled["FGSM literal"] - plain["FGSM literal"],
+            "≥",
+            0.3,
         ),
         Claim(
-            "distilled: accuracy under FGSM on z/T less on z", distilled["FGSM softened"] - distilled["FGSM"], "≤", -0.2
+            "distilled: accuracy under FGSM on z/T less on z",
+            distilled["FGSM softened"] - distilled["FGSM literal"],
+            "≤",
+            -0.2,
         ),
         Claim("distilled: success of Carlini and Wagner's attack", distilled["C&W success"], "≥", 0.95),
     ]
@@ -91,7 +106,8 @@ def x10(bench: Bench) -> Result:
         claims,
         [
             f"T = {TEMPERATURE:g}; teacher and student of one architecture, trained alike; deployed at T = 1. "
-            "`softened`: ascending the cross-entropy of z/T, which does not saturate. "
+            "`literal`: ascending the cross-entropy as it is; plain `FGSM` follows the log-odds instead, as all attacks "
+            "here do, so that such masking does not show. `softened`: ascending that of z/T, which does not saturate. "
             f"First {count} test images, C&W (l2, 4 rounds of {2 * scale.attack_steps} steps) on the first {few}.",
             "Published on MNIST: zero or vanishing gradients, success of JSMA from 95.9 to 0.45 %; C&W restores 100 %.",
         ],
