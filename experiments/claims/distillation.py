@@ -106,7 +106,7 @@ def x10(bench: Bench) -> Result:
         claims,
         [
             f"T = {TEMPERATURE:g}; teacher and student of one architecture, trained alike; deployed at T = 1. "
-            "`literal`: ascending the cross-entropy as it is; plain `FGSM` follows the log-odds instead, as all attacks "
+            "`literal`: ascending the cross-entropy as it is; plain `FGSM` follows the log-odds, as all attacks "
             "here do, so that such masking does not show. `softened`: ascending that of z/T, which does not saturate. "
             f"First {count} test images, C&W (l2, 4 rounds of {2 * scale.attack_steps} steps) on the first {few}.",
             "Published on MNIST: zero or vanishing gradients, success of JSMA from 95.9 to 0.45 %; C&W restores 100 %.",
