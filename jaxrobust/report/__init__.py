@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from jaxrobust.report.format import LEGEND as LEGEND
     from jaxrobust.report.format import picture_key as picture_key
     from jaxrobust.report.page import render as render
+    from jaxrobust.report.reliability import reliability_diagram as reliability_diagram
     from jaxrobust.report.run import Run as Run
     from jaxrobust.report.run import load as load
     from jaxrobust.report.several import render_several as render_several
 
-__all__ = ["LEGEND", "Run", "load", "picture_key", "render", "render_several"]
+__all__ = ["LEGEND", "Run", "load", "picture_key", "reliability_diagram", "render", "render_several"]
 
 # what draws and writes a page takes longer to import than an evaluation needs, which may never write one
 __getattr__ = _public.lazily(
@@ -26,6 +27,7 @@ __getattr__ = _public.lazily(
         "Run": "run",
         "load": "run",
         "picture_key": "format",
+        "reliability_diagram": "reliability",
         "render": "page",
         "render_several": "several",
     },

@@ -1,6 +1,11 @@
 """Training: objectives built from attacks, the pure train step, and the loop around it."""
 
 from jaxrobust import _public
+from jaxrobust.training.calibration import Calibration as Calibration
+from jaxrobust.training.calibration import adapted_targets as adapted_targets
+from jaxrobust.training.calibration import calibration as calibration
+from jaxrobust.training.calibration import distance_groups as distance_groups
+from jaxrobust.training.calibration import temperature as temperature
 from jaxrobust.training.config import TrainConfig as TrainConfig
 from jaxrobust.training.many import Members as Members
 from jaxrobust.training.many import fit_many as fit_many
@@ -21,6 +26,7 @@ from jaxrobust.training.objectives.gradients import cure as cure
 from jaxrobust.training.objectives.gradients import gradient_penalty as gradient_penalty
 from jaxrobust.training.objectives.gradients import llr as llr
 from jaxrobust.training.objectives.labels import distilled as distilled
+from jaxrobust.training.objectives.labels import group_smoothing as group_smoothing
 from jaxrobust.training.objectives.labels import label_smoothing as label_smoothing
 from jaxrobust.training.objectives.labels import soft_labels as soft_labels
 from jaxrobust.training.objectives.plain import Adversarial as Adversarial
@@ -53,6 +59,7 @@ __all__ = [
     "SCHEDULES",
     "Adversarial",
     "Aux",
+    "Calibration",
     "Crafting",
     "Learner",
     "Members",
@@ -63,11 +70,14 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainState",
+    "adapted_targets",
     "adversarial",
     "adversarial_logit_pairing",
     "awp",
+    "calibration",
     "clip_weights",
     "cure",
+    "distance_groups",
     "distilled",
     "extreme_norms",
     "first_memory",
@@ -77,6 +87,7 @@ __all__ = [
     "grad_align",
     "gradient_penalty",
     "group_dro",
+    "group_smoothing",
     "label_smoothing",
     "llr",
     "logit_squeezing",
@@ -91,6 +102,7 @@ __all__ = [
     "several",
     "soft_labels",
     "standard",
+    "temperature",
     "total",
     "trades",
     "train_step",

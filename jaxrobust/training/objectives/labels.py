@@ -1,4 +1,4 @@
-"""Targets softer than labels: smoothing that looks at the logits, and a teacher's predictions."""
+"""Targets softer than labels: smoothing by the logits or by groups, and a teacher's predictions."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxrobust import _checks
-from jaxrobust.training.objectives.core import Aux, Keys, Learner, PerExample, correct
+from jaxrobust import _checks, _inputs
+from jaxrobust.training.objectives.core import Aux, Keys, Learner, PerExample, correct, smoothed
 from jaxrobust.types import Classifier, Key, Number, pytree
 
-__all__ = ["KINDS", "Distilled", "Smoothed", "distilled", "label_smoothing", "soft_labels"]
+__all__ = [
+    "KINDS",
+    "Distilled",
+    "GroupSmoothing",
+    "Smoothed",
+    "distilled",
+    "group_smoothing",
+    "label_smoothing",
+    "soft_labels",
+]
 
 KINDS = ("sls", "als", "bals", "sbls")
 
@@ -48,6 +58,22 @@ class Distilled:
         temperature = jnp.asarray(self.temperature, logits.dtype)
         target = jax.lax.stop_gradient(jax.nn.softmax(self.teacher(batch.images) / temperature))
         losses = -jnp.sum(target * jax.nn.log_softmax(logits / temperature), axis=1)
+        return losses, Aux(learner.state, {"clean_acc": correct(logits, batch.labels)}, {})
+
+
+@pytree("groups", "targets")
+class GroupSmoothing:
+    """Cross-entropy against labels smoothed by group; make it with `group_smoothing`."""
+
+    groups: Any
+    targets: Any
+
+    def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
+        """Losses (N,) and metrics, see `Objective`."""
+        logits, learner = learner.train(batch.images, Keys.of(key).dropout)
+        classes = logits.shape[1]
+        target = jnp.asarray(self.targets).astype(logits.dtype)[jnp.asarray(self.groups)[batch.index]]
+        losses = smoothed(logits, batch.labels, (1 - target) * (classes / (classes - 1)))
         return losses, Aux(learner.state, {"clean_acc": correct(logits, batch.labels)}, {})
 
 
@@ -148,3 +174,39 @@ def distilled(teacher: Classifier, *, temperature: Number = 100.0) -> Distilled:
     if not isinstance(teacher, Classifier):
         raise TypeError(f"teacher must be a Classifier; got {_checks.told(teacher)}")
     return Distilled(teacher, _checks.positive("temperature", temperature))
+
+
+def group_smoothing(groups: Any, targets: Number | Any) -> GroupSmoothing:
+    """Labels smoothed by group: CE against q = (1 − ε_r) e_y + ε_r/K, ε_r = (1 − p̃_r) K/(K − 1), so that q_y = p̃_r.
+
+    For AR-AdaLS `groups` are those of `distance_groups`, and between epochs `adapted_targets` gives the next targets;
+    these are traced numbers, so that nothing compiles again.
+
+    Args:
+        groups: (count,) integers from 0, the group of every example of the data set, by its place in it.
+        targets: (R,) p̃_r in [0, 1], one a group.
+
+    Returns:
+        The objective. Metric: `clean_acc`.
+
+    Raises:
+        TypeError: groups that are no integers.
+        ValueError: groups or targets of a wrong shape or range.
+
+    Example:
+        >>> group_smoothing([0, 1, 1], [0.9, 1.0]).groups.shape
+        (3,)
+
+    Reference:
+        Qin et al., 2021, arXiv:2006.16375 (AR-AdaLS).
+    """
+    found, wanted = _inputs.as_array("groups", groups), _inputs.as_array("targets", targets)
+    if not np.issubdtype(found.dtype, np.integer):
+        raise TypeError(f"groups must be integers; got {found.dtype}")
+    if wanted.ndim != 1 or not ((wanted >= 0) & (wanted <= 1)).all():
+        raise ValueError(f"targets must be numbers in [0, 1] of shape (R,); got {_checks.told(targets)}")
+    if found.ndim != 1 or not found.size or found.min() < 0 or found.max() >= len(wanted):
+        raise ValueError(
+            f"groups must be of shape (count,) with values in [0, {len(wanted)}); got {_checks.told(groups)}"
+        )
+    return GroupSmoothing(jnp.asarray(found, jnp.int32), jnp.asarray(wanted, jnp.float32))

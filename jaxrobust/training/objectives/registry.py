@@ -11,7 +11,7 @@ from jaxrobust.training.objectives.distributions import group_dro, reweighted, w
 from jaxrobust.training.objectives.divergence import mart, trades
 from jaxrobust.training.objectives.fast import free, grad_align
 from jaxrobust.training.objectives.gradients import cure, gradient_penalty, llr
-from jaxrobust.training.objectives.labels import KINDS, distilled, label_smoothing
+from jaxrobust.training.objectives.labels import KINDS, distilled, group_smoothing, label_smoothing
 from jaxrobust.training.objectives.plain import (
     adversarial,
     adversarial_logit_pairing,
@@ -236,4 +236,11 @@ register(
     cost="1 fb",
     use="The worst of known groups; with strong weight decay.",
     alone=False,
+)
+register(
+    "group_smoothing",
+    group_smoothing,
+    lambda _: group_smoothing([0, 1, 0, 1, 2, 2, 2, 1], [0.8, 0.9, 1.0]),
+    cost="1 fb",
+    use="AR-AdaLS: calibration of the examples that attacks reach first.",
 )

@@ -1,0 +1,53 @@
+"""The experiments run at their smallest scale, their exact claims hold, and what was found is written down."""
+
+import json
+
+import jax
+import pytest
+
+from experiments.claims import common
+from experiments.claims.__main__ import EXPERIMENTS, main
+
+
+@pytest.fixture
+def folders(tmp_path_factory):
+    """One folder of runs for all, so that networks are trained once; compiling is most of the work."""
+    jax.config.update("jax_disable_most_optimizations", True)  # every test's setup sets it anew
+    base = tmp_path_factory.getbasetemp()
+    return ["--runs", str(base / "runs"), "--results", str(base / "results")], base / "results"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["X4", "X11", "X15"])
+def test_smoke(name, folders, capsys):
+    options, results = folders
+    assert main([name, "--scale", "smoke", *options]) == 0
+    (found,) = results.glob(f"*-{name}-smoke.json")
+    facts = json.loads(found.read_text(encoding="utf-8"))
+    assert facts["command"] == f"python -m experiments.claims {name} --scale smoke"
+    assert facts["rows"]
+    assert facts["claims"]
+    page = found.with_suffix(".md").read_text(encoding="utf-8")
+    assert page in capsys.readouterr().out
+    assert all(claim["text"] in page for claim in facts["claims"])
+
+
+def test_a_claim_that_fails_is_the_exit_status(tmp_path, monkeypatch, capsys):
+    for exact, status in ((False, 0), (True, 1)):
+        claim = common.Claim("one is at least two", 1.0, "≥", 2.0, exact)
+        monkeypatch.setitem(EXPERIMENTS, "X1", lambda bench, c=claim: common.Result("a title", [{"a": 0.5}], [c]))
+        assert main(["X1", "--scale", "smoke", "--results", str(tmp_path)]) == status
+    assert "| one is at least two | 1 | ≥ 2 | NO |" in capsys.readouterr().out
+    assert main(["X1", "--results", str(tmp_path)]) == 1
+
+
+def test_seeds_are_averaged():
+    row = common.average([{"a": 0.0}, {"a": 1.0}], training="none")
+    assert row == {"training": "none", "a": 0.5, "a sd": pytest.approx(0.5**0.5), "seeds": 2}
+
+
+@pytest.mark.parametrize("arguments", [["X0"], ["X1", "--scale", "huge"], ["X1", "--seeds", "0"]])
+def test_bad_arguments_are_named(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert arguments[-1] in capsys.readouterr().err
