@@ -98,7 +98,7 @@ def test_every_objective_has_a_command_line():
     needs = {"gradient_penalty": {"weight": 1}, "reweighted": {"amount": 0.5}, "label_smoothing": {"amount": 0.1}}
     for name, entry in training.REGISTRY.items():
         options = needs.get(entry.factory.__name__, {})
-        if name in ("distilled", "group_dro"):
+        if name in ("distilled", "group_dro", "group_smoothing"):
             continue
         takes = entry.factory.__name__ not in needs and name not in ("standard", "cure", "wrm", "extreme_norms")
         made = objectives.objective(name, [attack] * (takes and name != "logit_squeezing"), options)

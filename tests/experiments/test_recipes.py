@@ -17,7 +17,7 @@ from experiments.recipes.networks import NETWORKS
 from experiments.recipes.recipe import Run, Suite, _of_json, estimate
 from jaxrobust.cli import specs
 from jaxrobust.data import Batch
-from jaxrobust.models.adapters import Trainable
+from jaxrobust.models.trainable import Trainable
 from jaxrobust.training import TrainState, first_memory, train_step
 
 NAMES = list(recipes.RECIPES)

@@ -223,7 +223,7 @@ MASK = np.ones((2, 60), bool)
         ({"objective": [ROBUST, standard(), ROBUST]}, ValueError, "for member 1 beside"),
         ({"config": TrainConfig()}, ValueError, "config must have validation=0"),
         ({"augment": Unhashable()}, TypeError, "augment must be hashable"),
-        ({"network": Mlp}, TypeError, "network must be an nnx.Module, or a function of a key"),
+        ({"network": Mlp}, TypeError, "network must be what fit takes, such as an nnx.Module, or a function of a key"),
         ({"network": lambda key: 3}, TypeError, "network must be an nnx.Module"),
         ({"data": (IMAGES[:, :3], LABELS)}, ValueError, "the model failed on images of shape"),
         ({"chunk": 0}, ValueError, "chunk must be >= 1"),
