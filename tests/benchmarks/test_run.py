@@ -17,6 +17,7 @@ ROOT = Path(run.__file__).parent.parent
 NAMES = {
     "autoattack",
     "fit_many",
+    "train_step_overhead",
     "lanes_early_stop",
     "mnist_at",
     "mnist_vanilla",
