@@ -35,7 +35,7 @@ from benchmarks import (
     reading,
     retraces,
     set_costs,
-    train_step,
+    train_step_overhead,
     wasserstein,
 )
 from benchmarks.harness import NEEDS, REGISTRY, ROOT, Settings, missing
@@ -58,7 +58,7 @@ MODULES = (
     wasserstein,
     reading,
     attack_overhead,
-    train_step,
+    train_step_overhead,
     autoattack,
     beside_autoattack,
     beside_torchattacks,

@@ -17,7 +17,6 @@ ROOT = Path(run.__file__).parent.parent
 NAMES = {
     "autoattack",
     "fit_many",
-    "train_step_overhead",
     "lanes_early_stop",
     "mnist_at",
     "mnist_vanilla",
@@ -25,6 +24,7 @@ NAMES = {
     "projection_quality",
     "reading",
     "retraces",
+    "train_step_overhead",
 }
 NAMES |= {"attack_overhead", "beside_autoattack", "beside_foolbox", "beside_torchattacks", "set_costs", "wasserstein"}
 
