@@ -63,7 +63,9 @@ class Checkpoints:
         """
         self.wait()
         # A copy, since on CPU the writer would read buffers that the next step, to which they are donated, rewrites.
-        tree = jax.tree.map(np.array, jax.device_get(tree)) if self._everywhere is None else self._global(tree)
+        tree = jax.tree.map(np.array, jax.device_get(tree))
+        if self._everywhere is not None:
+            tree = jax.device_put(tree, self._everywhere)
         self._writing = self._orbax.save_async(step, tree, force=True, custom_metadata={"progress": progress})
 
     def wait(self) -> None:
@@ -88,6 +90,3 @@ class Checkpoints:
         progress = self._orbax.metadata(newest.step).custom_metadata["progress"]
         tree = self._orbax.load(newest.step, abstract)
         return tree if self._everywhere is None else jax.tree.map(lambda x: x.addressable_data(0), tree), progress
-
-    def _global(self, tree: Any) -> Any:
-        return jax.device_put(jax.device_get(tree), self._everywhere)
