@@ -308,7 +308,7 @@ def test_from_the_image_itself_and_sparse_at_first():
     assert not first.any()
     assert (np.count_nonzero(second.reshape(2, -1), axis=1) == 2).all()
     assert str(apgd(sets.Linf(0.1), steps=3, random_start=False)) == "APGD in Linf(0.1), 3 steps, cross-entropy"
-    with pytest.raises(ValueError, match="sparsity must lie in"):
+    with pytest.raises(ValueError, match="sparsity must be > 0"):
         apgd(sets.L1(1.0), sparsity=0.0)
     with pytest.raises(ValueError, match="restarts must be 1 without a random start"):
         apgd(sets.Linf(0.1), restarts=2, random_start=False)

@@ -205,7 +205,7 @@ class APGD(AutoPGD):
         return jnp.clip(scale * theta, -x, 1 - x)
 
 
-@pytree("set")
+@pytree("set", "sparsity")
 class SparseAPGD(AutoPGD):
     """APGD in l1, with sparse steps and no momentum; see `apgd`.
 
@@ -215,7 +215,7 @@ class SparseAPGD(AutoPGD):
         restarts: as in `APGD`.
         loss: as in `APGD`.
         large_radii: whether to search at 3 and 2 times the radius first (static).
-        sparsity: the share of all entries that the first steps move (static).
+        sparsity: the share of all entries that the first steps move, in (0, 1].
         start: as in `APGD`.
     """
 
@@ -224,13 +224,13 @@ class SparseAPGD(AutoPGD):
     restarts: int = 1
     loss: Loss = "cross_entropy"
     large_radii: bool = False
-    sparsity: float = 0.2
+    sparsity: Number = 0.2
     start: str = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < _checks.number("sparsity", self.sparsity) <= 1:
-            raise ValueError(f"sparsity must lie in (0, 1]; got {self.sparsity}")
+        share = _checks.positive("sparsity", _checks.number("sparsity", self.sparsity, high=1.0))
+        object.__setattr__(self, "sparsity", share)
         if self.large_radii:
             _checks.count("steps with large_radii", self.steps, low=len(STAGES))
 
@@ -267,12 +267,14 @@ class SparseAPGD(AutoPGD):
     def _opening(self, theta: Image, radius: Scalar) -> Sparsity:
         """The memory at the start of a stage; only where larger radii came first does the start's sparsity count."""
         changed = _changed(theta) if self.large_radii else jnp.asarray(theta.size, jnp.int32)
-        moved = _sparser(changed) if self.large_radii else jnp.asarray(self._entries(theta.size), jnp.int32)
+        moved = _sparser(changed) if self.large_radii else self._entries(theta)
         lowest = jnp.full((), -jnp.inf, theta.dtype)
         return Sparsity(Peak(theta, jnp.zeros_like(theta), lowest), radius, changed, moved)
 
-    def _entries(self, count: int) -> int:
-        return math.ceil(round(self.sparsity * count, 6))  # rounded, since 0.2 is not a fifth
+    def _entries(self, theta: Image) -> Int[Array, ""]:
+        """How many the first steps move, rounded up, but not for a share that is not quite what it was written as."""
+        share = jnp.asarray(self.sparsity).astype(theta.dtype)
+        return jnp.ceil(share * theta.size * (1 - 1e-6)).astype(jnp.int32)
 
     def _move(self, state: SearchState, gradient: Image) -> tuple[Image, Sparsity]:
         x, theta, memory, step = state.x, state.theta, state.memory, state.asked - 1
@@ -327,7 +329,7 @@ def apgd(
     loss: Loss = "cross_entropy",
     large_radii: bool = False,
     rho: Number = 0.75,
-    sparsity: float = 0.2,
+    sparsity: Number = 0.2,
     random_start: bool = True,
 ) -> APGD | SparseAPGD:
     """Auto-PGD: gradient ascent without a step size to choose, the standard first attack of an evaluation.
