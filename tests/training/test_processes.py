@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def main(address, index, folder):
     """One of the processes: the run by both mappings, and what came of it."""
-    jax.distributed.initialize(address, 2, int(index), heartbeat_timeout_seconds=10)
+    jax.distributed.initialize(address, 2, int(index))
     found = run(run_dir=pathlib.Path(folder) / "run")
     assert_near(run(mapping="pmap"), found)
     rows = [{name: value for name, value in row.items() if name != "seconds"} for row in found.history]
