@@ -22,6 +22,7 @@ import tyro
 
 import jaxrobust as jr
 from experiments.recipes.recipe import Recipe, Suite, bound, load_run
+from experiments.tables import aligned, percents
 from jaxrobust.cli import specs
 from jaxrobust.cli.evaluate import evaluated, remember_programs
 
@@ -89,9 +90,10 @@ def main(options: Options) -> pathlib.Path:
         save_dir=out / "progress",
         progress=options.progress,
     )
-    shown = table(columns(found, suite), dict(recipe.published))
+    measured = columns(found, suite)
+    shown = table(measured, dict(recipe.published))
     published = {"published": dict(recipe.published), "source": recipe.source} if recipe.published else {}
-    found = found.with_notes(table=shown, columns=columns(found, suite), **published)
+    found = found.with_notes(table=shown, columns=measured, **published)
     page = jr.evaluate.save_run(
         out,
         [found],
@@ -140,10 +142,8 @@ def table(measured: Mapping[str, float | None], published: Mapping[str, float]) 
     names = list(dict.fromkeys([*measured, *published]))
     rows = [["", *names]]
     for lead, numbers in (("measured", measured), ("published", published)) if published else (("measured", measured),):
-        cells = [numbers.get(name) for name in names]
-        rows.append([lead, *("–" if cell is None else f"{cell:.1f}" for cell in cells)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
+        rows.append([lead, *percents(numbers.get(name) for name in names)])
+    return aligned(rows)
 
 
 def _column(name: str) -> str:

@@ -25,6 +25,7 @@ import tyro
 from flax import nnx
 
 import jaxrobust as jr
+from experiments.tables import aligned, percents
 from jaxrobust import attacks, sets, training
 
 
@@ -177,9 +178,8 @@ def table(evaluations: list[Any]) -> str:
     rows = [header]
     for e in evaluations:
         cells = [e.clean.accuracy, *(e.accuracy(n).accuracy for n in names), e.union.accuracy, e.unseen_mean]
-        rows.append([e.name, *("–" if cell is None else f"{100 * cell:.1f}" for cell in cells)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows)
+        rows.append([e.name, *percents(None if cell is None else 100 * cell for cell in cells)])
+    return aligned(rows)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import tyro
 from experiments import recipes
 from experiments.recipes.recipe import Recipe, Run
 from jaxrobust import training
+from jaxrobust.cli import specs
 from jaxrobust.cli.evaluate import remember_programs
 from jaxrobust.cli.models import WEIGHTS
 from jaxrobust.models import save_npz
@@ -72,8 +73,7 @@ def main(options: Options) -> pathlib.Path:
     """Train, or what is left of it, and return the run folder."""
     if options.steps is not None and options.steps < 1:
         raise ValueError(f"--steps must be >= 1; got {options.steps}")
-    if not 0 <= options.seed < 2**32:
-        raise ValueError(f"--seed must be from 0 to {2**32 - 1}; got {options.seed}")
+    specs.check_seed(options.seed)
     if options.distributed:  # before anything asks for a device
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
     remember_programs()

@@ -117,6 +117,16 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     atomically(path, lambda partial: partial.write_text(json.dumps(_finite(value), allow_nan=False)))
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """What JSON nests, by dotted names, so that two of them can be compared and told apart name by name."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        found |= flat(item, f"{prefix}.{name}" if prefix else name)
+    return found
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}

@@ -221,14 +221,16 @@ class Bench:
 
 def accuracies(evaluation: jr.evaluate.Evaluation, *names: str) -> dict[str, float]:
     """Clean accuracy, those under attacks by name (all by default), and their union and mean."""
-    each = {n: float(evaluation[n].robust.mean()) for n in names or evaluation.outcomes}
+    found = columns(evaluation, *names)
+    each = [name for name in found if name != "clean"]
     union = np.all([evaluation[n].robust for n in each], axis=0).mean()
-    return {
-        "clean": float(evaluation.clean.accuracy),
-        **each,
-        "union": float(union),
-        "mean": float(np.mean(list(each.values()))),
-    }
+    return {**found, "union": float(union), "mean": float(np.mean([found[n] for n in each]))}
+
+
+def columns(evaluation: jr.evaluate.Evaluation, *names: str) -> dict[str, float]:
+    """Clean accuracy, and those under attacks by name (all by default)."""
+    each = {n: float(evaluation[n].robust.mean()) for n in names or evaluation.outcomes}
+    return {"clean": float(evaluation.clean.accuracy), **each}
 
 
 def average(rows: Sequence[Mapping[str, float]], **names: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from experiments.claims import common
 from experiments.claims.common import Bench, Claim, Result, average
 from jaxrobust import attacks, sets, training
 
@@ -36,9 +37,7 @@ def x7(bench: Bench) -> Result:
                 found = bench.evaluate(
                     f"X7 {name} {radius:.3g}", fitted.last, columns, seed, count=min(1000, scale.test)
                 )
-                each.append(
-                    {"clean": float(found.clean.accuracy)} | {n: float(found[n].robust.mean()) for n in columns}
-                )
+                each.append(common.columns(found))
                 each[-1]["gap"] = each[-1]["FGSM"] - each[-1]["PGD"]
             rows.append(average(each, training=name, radius=radius))
             print(rows[-1], flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from experiments.claims import common
 from experiments.claims.common import Bench, Claim, Result, average
 from jaxrobust import attacks, sets, training
 
@@ -35,7 +36,7 @@ def x14(bench: Bench) -> Result:
             network = bench.train(name, objective, seed, start=start).last
             found = bench.evaluate(f"X14 {name}", network, columns, seed, count=count)
             near = bench.evaluate(f"X14 {name} C&W", network, minimal, seed, count=few)["C&W"].distances
-            each.append({"clean": float(found.clean.accuracy)} | {n: float(found[n].robust.mean()) for n in columns})
+            each.append(common.columns(found))
             each[-1] |= {
                 "C&W median l2": float(np.median(near)),
                 f"C&W at l2 {scale.l2:g}": float((near > scale.l2).mean()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from experiments.claims import common
 from experiments.claims.common import Bench, Claim, Result, average
 from jaxrobust import attacks, sets, training
 
@@ -35,9 +36,7 @@ def x5(bench: Bench) -> Result:
             for seed in range(scale.seeds):
                 network = bench.train(name, objective, seed).last
                 found = bench.evaluate(f"X5 {steps} x{factor}", network, columns, seed, count=count)
-                each.append(
-                    {"clean": float(found.clean.accuracy)} | {n: float(found[n].robust.mean()) for n in columns}
-                )
+                each.append(common.columns(found))
             block.append(average(each, radius=float(ball.radius), trained=steps))
             print(block[-1], flush=True)
         last = f"PGD-{evaluated[-1]}"

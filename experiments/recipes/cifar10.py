@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from experiments.recipes.recipe import Data, Network, Objective, Recipe, Suite, estimate
+from experiments.recipes.recipe import Data, Network, Objective, Recipe, Suite, estimate, only_correct, row
 from jaxrobust.training import TrainConfig
 
 __all__ = ["RECIPES"]
@@ -92,13 +92,12 @@ TABLE: dict[str, tuple[float | None, ...]] = {
 
 def _row(name: str, about: str, objective: Objective, trained_on: tuple[str, ...], passes: float) -> Recipe:
     """A row of the table of perceptual training."""
-    found = zip(COLUMNS, TABLE[name], strict=True)
     return Recipe(
         name=f"cifar10-{name}",
         about=about,
         hardware=ONE,
         time=estimate(FLOPS["resnet50-32px"], passes, IMAGES, 100),
-        published=tuple((column, value) for column, value in found if value is not None),
+        published=row(COLUMNS, TABLE[name]),
         source="arXiv:2006.12655, Table 2",
         data=Data("cifar10"),
         network=Network("resnet50-32px"),
@@ -109,21 +108,17 @@ def _row(name: str, about: str, objective: Objective, trained_on: tuple[str, ...
     )
 
 
-def _trained(attack: str) -> Objective:
-    return Objective("adversarial", (attack,), "only_attack_correct=true")
-
-
 SELF = Objective("perceptual", ("fast_lpa:perceptual:0.5:steps=10",))
 ALEXNET = Objective("perceptual", ("fast_lpa:perceptual:1:steps=10",), external=True)
 TRADES = Objective("trades", ("pgd:linf:8/255:steps=10,step_size=0.007",), "beta=6")
 
 rows = (
     _row("standard", "standard training", Objective(), (), 1),
-    _row("at-linf", "AT, l∞ 8/255", _trained(LINF), ("linf",), 11),
+    _row("at-linf", "AT, l∞ 8/255", only_correct(LINF), ("linf",), 11),
     _row("trades", "TRADES, l∞ 8/255, β 6", TRADES, ("linf",), 12.3),
-    _row("at-l2", "AT, l2 1", _trained(L2), ("l2",), 11),
-    _row("at-stadv", "AT, StAdv 0.05", _trained(STADV), ("stadv",), 11),
-    _row("at-recolor", "AT, ReColorAdv 0.06", _trained(RECOLOR), ("recolor",), 11),
+    _row("at-l2", "AT, l2 1", only_correct(L2), ("l2",), 11),
+    _row("at-stadv", "AT, StAdv 0.05", only_correct(STADV), ("stadv",), 11),
+    _row("at-recolor", "AT, ReColorAdv 0.06", only_correct(RECOLOR), ("recolor",), 11),
     _row("all-random", "AT, one of four sets a batch", Objective("several_random", ALL), NARROW, 11),
     _row("all-average", "AT, the average of four sets", Objective("several_average", ALL), NARROW, 44),
     _row("all-maximum", "AT, the worst of four sets", Objective("several_max", ALL), NARROW, 42.3),

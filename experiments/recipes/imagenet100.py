@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from experiments.recipes.recipe import Data, Network, Objective, Recipe, Suite, estimate
+from experiments.recipes.recipe import Data, Network, Objective, Recipe, Suite, estimate, only_correct, row
 from jaxrobust.training import TrainConfig
 
 __all__ = ["RECIPES"]
@@ -80,13 +80,12 @@ TABLE: dict[str, tuple[float | None, ...]] = {
 
 
 def _row(name: str, about: str, objective: Objective, trained_on: tuple[str, ...], passes: float) -> Recipe:
-    found = zip(COLUMNS, TABLE[name], strict=True)
     return Recipe(
         name=f"imagenet100-{name}",
         about=about,
         hardware="a chip of a pod, or one GPU",
         time=estimate(FLOPS, passes, IMAGES, TRAIN.epochs),
-        published=tuple((column, value) for column, value in found if value is not None),
+        published=row(COLUMNS, TABLE[name]),
         source="arXiv:2006.12655, Table 3",
         data=Data("imagenet100", in_memory=False, random_crop=True),
         network=Network("resnet50", classes=100),
@@ -97,20 +96,16 @@ def _row(name: str, about: str, objective: Objective, trained_on: tuple[str, ...
     )
 
 
-def _trained(attack: str) -> Objective:
-    return Objective("adversarial", (attack,), "only_attack_correct=true")
-
-
 SELF = Objective("perceptual", ("fast_lpa:perceptual:0.25:steps=10",))
 ALEXNET = Objective("perceptual", ("fast_lpa:perceptual:0.5:steps=10",), external=True)
 
 RECIPES = (
     _row("standard", "standard training", Objective(), (), 1),
-    _row("at-linf", "AT, l∞ 4/255", _trained(LINF), ("linf",), 11),
-    _row("at-l2", "AT, l2 1200/255", _trained(L2), ("l2",), 11),
-    _row("at-jpeg", "AT, l∞-JPEG 0.125", _trained(JPEG), ("jpeg",), 11),
-    _row("at-stadv", "AT, StAdv 0.05", _trained(STADV), ("stadv",), 11),
-    _row("at-recolor", "AT, ReColorAdv 0.06", _trained(RECOLOR), ("recolor",), 11),
+    _row("at-linf", "AT, l∞ 4/255", only_correct(LINF), ("linf",), 11),
+    _row("at-l2", "AT, l2 1200/255", only_correct(L2), ("l2",), 11),
+    _row("at-jpeg", "AT, l∞-JPEG 0.125", only_correct(JPEG), ("jpeg",), 11),
+    _row("at-stadv", "AT, StAdv 0.05", only_correct(STADV), ("stadv",), 11),
+    _row("at-recolor", "AT, ReColorAdv 0.06", only_correct(RECOLOR), ("recolor",), 11),
     _row(
         "all-random",
         "AT, one of five sets a batch",

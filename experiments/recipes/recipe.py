@@ -9,7 +9,7 @@ import dataclasses
 import json
 import pathlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -24,7 +24,21 @@ from jaxrobust.cli import objectives, specs
 from jaxrobust.cli.models import WEIGHTS
 from jaxrobust.training import TrainConfig
 
-__all__ = ["FILE", "SPEED", "Data", "Network", "Objective", "Recipe", "Run", "Suite", "bound", "estimate", "load_run"]
+__all__ = [
+    "FILE",
+    "SPEED",
+    "Data",
+    "Network",
+    "Objective",
+    "Recipe",
+    "Run",
+    "Suite",
+    "bound",
+    "estimate",
+    "load_run",
+    "only_correct",
+    "row",
+]
 
 FILE = "recipe.json"  # in a run folder
 SPEED = 40e12  # flop/s that an accelerator of 2024 is taken to reach in float32 networks
@@ -247,7 +261,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             _store.write_json(path, mine)
             return
-        there, here = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(mine)
+        there, here = _store.flat(json.loads(path.read_text(encoding="utf-8"))), _store.flat(mine)
         differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
         if differing:
             told = "; ".join(f"{n}: {there.get(n)!r} there, {here.get(n)!r} here" for n in differing)
@@ -276,6 +290,16 @@ def load_run(folder: pathlib.Path) -> tuple[Run, jr.Classifier]:
     return run, jr.Classifier.from_nnx(network)
 
 
+def only_correct(attack: str) -> Objective:
+    """The published loop of perceptual training with another attack: images that are wrong already stay as they are."""
+    return Objective("adversarial", (attack,), "only_attack_correct=true")
+
+
+def row(columns: Sequence[str], values: Sequence[float | None]) -> tuple[tuple[str, float], ...]:
+    """A row of a published table, without what it does not have."""
+    return tuple((name, value) for name, value in zip(columns, values, strict=True) if value is not None)
+
+
 def _measured(ball: Any, alexnet: Any) -> Any:
     if not isinstance(ball, jr.sets.Perceptual):
         return ball
@@ -300,16 +324,6 @@ def _msd() -> Any:
 
 # attacks in training that no command line can write
 OWN = {"msd-cifar10": _msd}
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        name: item
-        for key, inner in value.items()
-        for name, item in _flat(inner, f"{prefix}.{key}" if prefix else key).items()
-    }
 
 
 def _of_json(kind: Any, found: Any) -> Any:

@@ -58,8 +58,7 @@ def _run(options: argparse.Namespace, warned: list[str], here: contextlib.ExitSt
     began = time.perf_counter()
     if not options.out.strip():
         raise ValueError(f"--out must name a folder; got {options.out!r}")
-    if not 0 <= options.seed < 2**32:  # others are the same keys again
-        raise ValueError(f"--seed must be from 0 to {2**32 - 1}; got {options.seed}")
+    specs.check_seed(options.seed)
     out = pathlib.Path(options.out)
     budget = {"steps": options.steps, "queries": options.queries}
     groups = specs.plan(options.suite, options.attack, specs.radii(options.radius) if options.radius else (), budget)

@@ -20,6 +20,7 @@ __all__ = [
     "Spec",
     "attack",
     "attack_makers",
+    "check_seed",
     "data_set",
     "number",
     "plan",
@@ -284,6 +285,12 @@ def _attack(spec: Spec, everywhere: tuple[float, ...]) -> tuple[attacks.Attack, 
         ladder = ladder or (float(made.radius),)
     attack = _called(functools.partial(make, made.with_radius(ladder[-1])), make, spec, dict(spec.options))
     return attack, ladder, takes
+
+
+def check_seed(seed: int) -> None:
+    """A `ValueError` for a `--seed` outside of 0..2³²−1, of which others would be the same keys again."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed must be from 0 to {2**32 - 1}; got {seed}")
 
 
 def attack(text: str) -> attacks.Attack:

@@ -34,8 +34,7 @@ def run(options: argparse.Namespace) -> None:
         remember_programs()
     if not options.out.strip():
         raise ValueError(f"--out must name a folder; got {options.out!r}")
-    if not 0 <= options.seed < 2**32:
-        raise ValueError(f"--seed must be from 0 to {2**32 - 1}; got {options.seed}")
+    specs.check_seed(options.seed)
     names = ("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "weight_decay", "radius_warmup")
     settings: dict[str, Any] = {name: getattr(options, name) for name in (*names, "checkpoint_every")}
     config, objective = training.TrainConfig(**settings), _objective(options)

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from jaxrobust.training._placement import everywhere, mesh_of
 
 __all__ = ["Checkpoints"]
 
@@ -30,8 +32,7 @@ class Checkpoints:
 
         self._writing: Any = None
         # several processes write arrays that they share
-        mesh = Mesh(np.asarray(jax.devices()), ("all",), axis_types=(AxisType.Auto,))
-        self._everywhere = NamedSharding(mesh, P()) if jax.process_count() > 1 else None
+        self._mesh = mesh_of(jax.devices(), "all") if jax.process_count() > 1 else None
         self._orbax = v1.training.Checkpointer(
             folder.absolute(),
             preservation_policy=v1.training.preservation_policies.LatestN(keep),
@@ -64,8 +65,8 @@ class Checkpoints:
         self.wait()
         # A copy, since on CPU the writer would read buffers that the next step, to which they are donated, rewrites.
         tree = jax.tree.map(np.array, jax.device_get(tree))
-        if self._everywhere is not None:
-            tree = jax.device_put(tree, self._everywhere)
+        if self._mesh is not None:
+            tree = everywhere(tree, self._mesh)
         self._writing = self._orbax.save_async(step, tree, force=True, custom_metadata={"progress": progress})
 
     def wait(self) -> None:
@@ -84,9 +85,8 @@ class Checkpoints:
             The pytree and the JSON value.
         """
         newest = self._orbax.latest
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._everywhere or x.sharding), like
-        )
+        shared = None if self._mesh is None else NamedSharding(self._mesh, P())
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared or x.sharding), like)
         progress = self._orbax.metadata(newest.step).custom_metadata["progress"]
         tree = self._orbax.load(newest.step, abstract)
-        return tree if self._everywhere is None else jax.tree.map(lambda x: x.addressable_data(0), tree), progress
+        return tree if self._mesh is None else jax.tree.map(lambda x: x.addressable_data(0), tree), progress

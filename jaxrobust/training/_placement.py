@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxrobust import _checks, _compile
 from jaxrobust.training.step import train_step
 
-__all__ = ["MAPPINGS", "Placement", "chosen_devices", "numbered_step", "placement"]
+__all__ = ["MAPPINGS", "Placement", "chosen_devices", "everywhere", "mesh_of", "numbered_step", "placement"]
 
 MAPPINGS = ("shard_map", "pmap")
 AXIS = "data"
@@ -102,6 +103,17 @@ def chosen_devices(devices: int | list[Any] | None, *, processes: int = 1) -> li
     return [device for own in owned for device in own[:count]]
 
 
+def mesh_of(devices: Sequence[Any], axis: str) -> Mesh:
+    """Devices in a row."""
+    return Mesh(np.asarray(devices), (axis,), axis_types=(AxisType.Auto,))
+
+
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """Arrays onto all devices of a mesh, equal on each."""
+    # other processes' devices are reached from the host alone
+    return jax.device_put(tree if jax.process_count() == 1 else jax.device_get(tree), NamedSharding(mesh, P()))
+
+
 class Placement:
     """Where a training state lies and how its step runs.
 
@@ -112,7 +124,7 @@ class Placement:
 
     def __init__(self, devices: tuple[Any, ...], mapping: str) -> None:
         self.mapping = mapping
-        self.mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+        self.mesh = mesh_of(devices, AXIS)
         self.rows = NamedSharding(self.mesh, P(AXIS))
         self.here = sum(device.process_index == jax.process_index() for device in devices)
 
@@ -120,7 +132,7 @@ class Placement:
         """A state onto all devices, equal on each."""
         if self.mapping == "pmap":
             return jax.tree.map(lambda leaf: self._shared(np.stack([leaf] * self.here)), state)
-        return jax.device_put(jax.device_get(state), NamedSharding(self.mesh, P()))
+        return everywhere(state, self.mesh)
 
     def gathered(self, state: Any) -> Any:
         """The state as the process's first device has it, until the placed state is given to the next step."""

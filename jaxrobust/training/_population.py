@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrobust import _checks, _compile, _inputs
@@ -18,7 +18,7 @@ from jaxrobust.data import Batch, Dataset, Loader
 from jaxrobust.models.trainable import Trainable
 from jaxrobust.training import _held_out
 from jaxrobust.training._job import apart, check_fit, warmed_up
-from jaxrobust.training._placement import chosen_devices, numbered_step
+from jaxrobust.training._placement import chosen_devices, mesh_of, numbered_step
 from jaxrobust.training.config import TrainConfig, transformation
 from jaxrobust.training.objectives.core import Objective, inner_attacks
 from jaxrobust.training.step import Augment, TrainState, first_memory
@@ -138,7 +138,7 @@ class Population(NamedTuple):
         """Arrays on the devices: one part of the members each, or all of it on each."""
         if len(self.devices) == 1:
             return jax.device_put(tree, self.devices[0])
-        return jax.device_put(tree, NamedSharding(_mesh(tuple(self.devices)), P() if shared else P(AXIS)))
+        return jax.device_put(tree, NamedSharding(mesh_of(self.devices, AXIS), P() if shared else P(AXIS)))
 
     def step(self, members: Lanes) -> Callable[[TrainState, Plan], tuple[TrainState, dict[str, Any]]]:
         """The compiled step of some members, as a function of their state and plan."""
@@ -223,13 +223,8 @@ def _program(trainable: Trainable, told: Any, axes: Any, width: int, devices: tu
     mapped = in_lanes(one, axes, width)
     if devices:
         specs = tuple(P() if axis is None else P(AXIS) for axis in axes)
-        mapped = jax.shard_map(mapped, mesh=_mesh(devices), in_specs=specs, out_specs=P(AXIS), check_vma=False)
+        mapped = jax.shard_map(mapped, mesh=mesh_of(devices, AXIS), in_specs=specs, out_specs=P(AXIS), check_vma=False)
     return _compile.jit(mapped, donate_argnums=(5,))
-
-
-@functools.lru_cache(maxsize=16)
-def _mesh(devices: tuple[Any, ...]) -> Mesh:
-    return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def _rates(rates: Any, start: int, count: int) -> np.ndarray:

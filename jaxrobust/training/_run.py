@@ -126,7 +126,7 @@ def _compare(path: pathlib.Path, description: Mapping[str, Any], identity: Mappi
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError(f"run_dir: {str(path)!r} is not of a training run, or of another version's")
     # Through JSON and back, so that tuples and infinities compare as they were written.
-    there, here = _flat(found), _flat(json.loads(json.dumps(description)))
+    there, here = _store.flat(found), _store.flat(json.loads(json.dumps(description)))
     names = [name for name in {**there, **here} if not name.startswith(("format", "versions.", "identity."))]
     differing = {
         name: f"{there.get(name, 'absent')!r} there, {here.get(name, 'absent')!r} here"
@@ -140,12 +140,3 @@ def _compare(path: pathlib.Path, description: Mapping[str, Any], identity: Mappi
     if differing:
         listed = "; ".join(f"{name}: {how}" for name, how in differing.items())
         raise ValueError(f"run_dir {str(path.parent)!r} belongs to a run that differs in {listed}")
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        flat |= _flat(item, f"{prefix}.{name}" if prefix else name)
-    return flat

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
 from jaxrobust import _compile, attacks
 from jaxrobust.sets import Linf
-from jaxrobust.training.objectives.core import correct
+from jaxrobust.training.objectives.core import correct, cross_entropies
+from jaxrobust.training.objectives.fast import turns
 from jaxrobust.types import Classifier, Images, Key, Misclassified, Number
 
 __all__ = ["overfitting_metrics"]
@@ -56,7 +56,7 @@ def _metrics(model: Classifier, images: Images, labels: Array, radius: Array, ke
     own = attacks.example_keys(key, jnp.arange(len(images)))
 
     def gradient(images: Images) -> Array:
-        return jax.grad(lambda x: optax.softmax_cross_entropy_with_integer_labels(model(x), labels).sum())(images)
+        return jax.grad(lambda x: cross_entropies(model(x), labels).sum())(images)
 
     noise = jax.vmap(lambda k: jax.random.uniform(k, images.shape[1:], minval=-radius, maxval=radius))(own)
     here = gradient(images)
@@ -74,7 +74,6 @@ def _metrics(model: Classifier, images: Images, labels: Array, radius: Array, ke
 
 
 def _cosines(first: Array, second: Array) -> Array:
-    """Of each pair of rows; 0 where one of them is 0."""
-    first, second = (rows.reshape(len(rows), -1) for rows in (first, second))
-    lengths = jnp.linalg.norm(first, axis=1) * jnp.linalg.norm(second, axis=1)
-    return jnp.where(lengths > 0, jnp.sum(first * second, axis=1) / jnp.where(lengths > 0, lengths, 1), 0)
+    """Of each pair of images; 0 where one of them is 0."""
+    turned, known = turns(*(images.reshape(len(images), -1) for images in (first, second)))
+    return known - turned

@@ -23,7 +23,7 @@ from jaxrobust.training.objectives.core import (
 )
 from jaxrobust.types import Images, Key, Number, pytree
 
-__all__ = ["Free", "GradAlign", "free", "grad_align"]
+__all__ = ["Free", "GradAlign", "free", "grad_align", "turns"]
 
 
 @pytree("radius", "label_smoothing")
@@ -83,7 +83,7 @@ class GradAlign(Crafting):
 
             return jax.grad(loss)(images).reshape(len(images), -1)
 
-        turned, known = _turned(jax.lax.stop_gradient(gradient(batch.images)), gradient(batch.images + noise))
+        turned, known = turns(jax.lax.stop_gradient(gradient(batch.images)), gradient(batch.images + noise))
         logits, after = learner.train(crafted, keys.dropout)
         # the mean is over examples that have both gradients
         share = total(jnp.ones_like(turned), batch, learner.axis_name)
@@ -93,7 +93,7 @@ class GradAlign(Crafting):
         return losses, Aux(after.state, means, {})
 
 
-def _turned(first: Any, second: Any) -> tuple[PerExample, PerExample]:
+def turns(first: Any, second: Any) -> tuple[PerExample, PerExample]:
     """1 − cos of each pair of rows and 1, or 0 and 0 where one of them is 0."""
     squares = [jnp.sum(jnp.square(rows), axis=1) for rows in (first, second)]
     known = (squares[0] > 0) & (squares[1] > 0)
