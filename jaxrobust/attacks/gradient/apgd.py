@@ -229,8 +229,7 @@ class SparseAPGD(AutoPGD):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share = _checks.positive("sparsity", _checks.number("sparsity", self.sparsity, high=1.0))
-        object.__setattr__(self, "sparsity", share)
+        object.__setattr__(self, "sparsity", _share(self.sparsity))
         if self.large_radii:
             _checks.count("steps with large_radii", self.steps, low=len(STAGES))
 
@@ -311,6 +310,11 @@ class SparseAPGD(AutoPGD):
         return self.set.contains(x, theta) if self.large_radii else super()._admits(x, theta)
 
 
+def _share(sparsity: Any) -> Any:
+    """The share of entries, at the door also where another set has no use for it."""
+    return _checks.positive("sparsity", _checks.number("sparsity", sparsity, high=1.0))
+
+
 def _changed(theta: Image) -> Int[Array, ""]:
     """‖δ‖₀."""
     return jnp.sum(theta != 0, dtype=jnp.int32)
@@ -380,6 +384,7 @@ def apgd(
     if not isinstance(set, (Linf, L2, L1)):
         raise TypeError(f"set must be Linf, L2 or L1; got {set!r}")
     start = "random" if random_start else "clean"
+    sparsity = _share(sparsity)
     if isinstance(set, L1):
         return SparseAPGD(set, steps, restarts, loss, large_radii, sparsity, start)
     if large_radii:
