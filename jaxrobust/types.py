@@ -170,6 +170,19 @@ class Classifier:
         """Logits (N, K) of images (N, H, W, C), in the images' own precision, and at least in float32."""
         return _as_precise(self.apply(self.params, images), images)
 
+    def with_activations(self, images: Any) -> tuple[Any, Any]:
+        """Logits (N, K) of images (N, H, W, C) and their feature maps, by one pass where the network gives both.
+
+        Two passes in one program are one after XLA has looked, but their derivatives stay two.
+        """
+        joined = getattr(self.apply, "joined", lambda activations: None)(self.activations)
+        if joined is None and self.activations is not None:
+            return self(images), self.activations(self.params, images)
+        if joined is None:
+            raise ValueError("activations must be a function of (params, images) for feature maps; got None")
+        logits, maps = joined(self.params, images)
+        return _as_precise(logits, images), maps
+
     @staticmethod
     def from_function(function: Callable[..., Any], params: Any = None) -> Classifier:
         """A classifier from `images -> logits`, or from `(params, images) -> logits` when `params` is given.

@@ -14,6 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxrobust.models import _names
 from jaxrobust.types import Classifier, Key
 
+BOTH = "with_activations"
+
 __all__ = ["Structure", "apart", "classifier", "numbers"]
 
 
@@ -89,6 +91,11 @@ class Forward:
     structure: Structure
     method: str = "__call__"
 
+    def joined(self, activations: Any) -> Forward | None:
+        """The pass that gives logits and activations, if those are of the same network."""
+        same = isinstance(activations, Forward) and activations.structure == self.structure
+        return Forward(self.structure, BOTH) if same else None
+
     def __repr__(self) -> str:
         return _names.called(self.structure.kind, self.method)
 
@@ -101,9 +108,25 @@ class Forward:
             elif isinstance(node, nnx.RngStream):
                 node.__class__ = _Silent
         try:
-            return getattr(network, self.method)(images)
+            return _both(network, images) if self.method == BOTH else getattr(network, self.method)(images)
         except errors.InvalidRngError as error:
             raise ValueError(_NOT_SILENT) from error
+
+
+def _both(network: Any, images: Any) -> tuple[Any, Any]:
+    """Logits and activations; of a network that computes the former from the latter, in one pass."""
+    found: list[Any] = []
+    own = network.activations
+
+    def listening(given: Any) -> Any:
+        maps = own(given)
+        if given is images and not found:
+            found.append(maps)
+        return maps
+
+    vars(network)["activations"] = listening
+    logits = network(images)
+    return logits, found[0] if found else own(images)
 
 
 class _Silent(nnx.RngStream):

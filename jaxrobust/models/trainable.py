@@ -288,6 +288,10 @@ class _Cast:
     function: Callable[..., Any]
     dtype: str
 
+    def joined(self, activations: Any) -> _Cast | None:
+        found = getattr(self.function, "joined", lambda activations: None)(getattr(activations, "function", None))
+        return None if found is None else _Cast(found, self.dtype)
+
     def __call__(self, params: Any, images: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"):
             found = self.function(params, images.astype(self.dtype))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxrobust.types import Classifier
 
-__all__ = ["distance", "features", "lpips", "separation"]
+__all__ = ["distance", "features", "lpips", "normalised", "separation"]
 
 Images = Float[Any, "*batch height width channels"]
 Maps = tuple[Float[Array, "*batch _h _w _c"], ...]
@@ -44,7 +44,19 @@ def features(network: Classifier, images: Images) -> Maps:
     Reference:
         Laidlaw, Singla and Feizi, 2021, arXiv:2006.12655.
     """
-    return tuple(maps / math.sqrt(maps.shape[-3] * maps.shape[-2]) for maps in _units(network, images))
+    return normalised(_activations(network, images))
+
+
+def normalised(activations: Sequence[Float[Any, "*batch _h _w _c"]]) -> Maps:
+    """φ from activations that are at hand, such as `Classifier.with_activations` gives; see `features`.
+
+    Args:
+        activations: (h_l, w_l, c_l) or (N, h_l, w_l, c_l), one a layer.
+
+    Returns:
+        As many of the same shapes.
+    """
+    return tuple(_unit(maps) / math.sqrt(maps.shape[-3] * maps.shape[-2]) for maps in activations)
 
 
 def distance(network: Classifier, images: Images, others: Images) -> Float[Array, "*batch"]:
@@ -114,7 +126,7 @@ def lpips(
     Reference:
         Zhang, Isola, Efros, Shechtman and Wang, 2018, arXiv:1801.03924.
     """
-    first, second = _units(network, images), _units(network, others)
+    first, second = ([_unit(maps) for maps in _activations(network, each)] for each in (images, others))
     wanted, found = [maps.shape[-1:] for maps in first], [jnp.shape(weight) for weight in weights]
     if found != wanted:
         raise ValueError(f"weights must have shapes {wanted}, one a layer; got {found}")
@@ -125,8 +137,8 @@ def lpips(
     return _total([term[..., None] for term in terms])
 
 
-def _units(network: Classifier, images: Images) -> Maps:
-    """The activations of images (..., H, W, C), of length one at every position."""
+def _activations(network: Classifier, images: Images) -> Maps:
+    """The activations of images (..., H, W, C)."""
     if network.activations is None:
         raise ValueError(
             "network must have activations: Classifier(apply, params, activations), or a Flax network with a method "
@@ -135,10 +147,11 @@ def _units(network: Classifier, images: Images) -> Maps:
     images = jnp.asarray(images)
     batch = images.shape[:-3]
     every = network.activations(network.params, images.reshape(-1, *images.shape[-3:]))
-    return tuple(_unit(maps).reshape(*batch, *maps.shape[1:]) for maps in every)
+    return tuple(maps.reshape(*batch, *maps.shape[1:]) for maps in every)
 
 
 def _unit(maps: Array) -> Array:
+    """Activations of length one at every position."""
     total = jnp.sum(jnp.square(maps), -1, keepdims=True)
     active = total != 0  # NaN is active, and stays
     return jnp.where(active, maps / (jnp.sqrt(jnp.where(active, total, 1)) + EPSILON), 0)

@@ -16,10 +16,12 @@ from jaxrobust import _checks
 from jaxrobust._repr import written
 from jaxrobust.types import Classifier, Image, Key, Number
 
-__all__ = ["REGISTRY", "PerturbationSet", "register"]
+__all__ = ["REGISTRY", "UNBOUNDED", "PerturbationSet", "register"]
 
 Parameters = Any  # θ, a pytree of arrays; for an additive set the perturbation itself
 Scalar = Float[Array, ""]
+
+UNBOUNDED = 1e6  # a radius with which a projection only respects the box
 
 
 class PerturbationSet(abc.ABC):
@@ -89,6 +91,14 @@ class PerturbationSet(abc.ABC):
     def bound_to(self, model: Classifier) -> PerturbationSet:
         """The set when `model` is attacked: only a set that measures with the attacked network itself changes."""
         return self
+
+    def boxed(self, x: Image, theta: Parameters) -> Parameters:
+        """The nearest parameters whose image lies in [0, 1], whatever its distance: for penalised attacks."""
+        return self.with_radius(UNBOUNDED).project(x, theta)
+
+    def measures_with(self, model: Classifier) -> bool:
+        """Whether the set measures with activations of this very model; then it has `separation` of those."""
+        return False
 
     def with_radius(self, radius: Number) -> PerturbationSet:
         """The same set with another radius; traced radii are welcome."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxrobust import _checks, perceptual
 from jaxrobust.sets.balls import norm, unit
-from jaxrobust.sets.base import register
+from jaxrobust.sets.base import UNBOUNDED, register
 from jaxrobust.sets.lp import AdditiveBall
 from jaxrobust.types import Classifier, Image, Key, Number, pytree
 
@@ -85,6 +85,10 @@ class Perceptual(AdditiveBall):
         """The set that measures with `model`, unless it has a network of its own."""
         return self if self.network is not None else dataclasses.replace(self, network=model)
 
+    def measures_with(self, model: Classifier) -> bool:
+        """Whether distances are by this very network."""
+        return self.network is model
+
     def sample(self, key: Key, x: Image) -> Image:
         """Gaussian noise of standard deviation 0.01, projected: where PPGD starts."""
         return self.project(x, NOISE * jax.random.normal(key, x.shape, x.dtype))
@@ -97,6 +101,15 @@ class Perceptual(AdditiveBall):
         """d(x + δ, x + δ')."""
         return perceptual.distance(self._measuring(), x + theta, x + other)
 
+    def maps(self, x: Image, theta: Image) -> tuple[Array, ...]:
+        """The activations (h_l, w_l, c_l) of x + δ."""
+        network = self._measuring()
+        return tuple(maps[0] for maps in network.activations(network.params, (x + theta)[None]))
+
+    def separation(self, maps: tuple[Array, ...], others: tuple[Array, ...]) -> Scalar:
+        """d of two images whose activations (h_l, w_l, c_l) are at hand."""
+        return perceptual.separation(perceptual.normalised(maps), perceptual.normalised(others))
+
     def ascend(self, x: Image, theta: Image, gradient: Image, size: Scalar) -> Image:
         """δ + size · v/‖J v‖₂ with (JᵀJ + 1e-6) v = g, solved roughly; no pixel moves by more than 1."""
         _, push = jax.linearize(self._features, x + theta)
@@ -106,13 +119,17 @@ class Perceptual(AdditiveBall):
         largest = jnp.max(jnp.abs(direction))
         return theta + jnp.minimum(scale, 1 / jnp.where(largest > 0, largest, 1)) * direction
 
+    def boxed(self, x: Image, theta: Image) -> Image:
+        """δ clipped, so that the image lies in [0, 1]; nothing is measured."""
+        return jnp.clip(theta, -x, 1 - x)
+
     def project(self, x: Image, theta: Image) -> Image:
         """A perturbation that respects the box and d ≤ radius; members stay as they are.
 
         Newton: δ ← δ − 1.02 (d − 0.98 ε) ∇d/‖∇d‖², clipped, at most ten times, until d ≤ ε. Bisection: λ δ with the
         largest λ seen in [0, 1], of ten halvings, for which d ≤ ε was found.
         """
-        theta = jnp.clip(theta, -x, 1 - x)
+        theta = self.boxed(x, theta)
         if self.projection == "none":
             return theta
         radius, clean = self._radius(x), self._features(x)
@@ -159,7 +176,9 @@ def _newton(
         lower = jnp.clip(theta - length * unit(slope), -x, 1 - x)
         return jnp.where(reached, theta, lower), reached, rounds + 1
 
-    theta, reached, _ = lax.while_loop(goes_on, step, (theta, jnp.zeros((), bool), jnp.zeros((), jnp.int32)))
+    # nothing is that far, and so the network need not be asked
+    start = theta, radius >= UNBOUNDED, jnp.zeros((), jnp.int32)
+    theta, reached, _ = lax.while_loop(goes_on, step, start)
     return theta, reached
 
 

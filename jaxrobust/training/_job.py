@@ -183,7 +183,7 @@ def prepare(
             "config": _store.describe({name: value for name, value in vars(config).items() if name not in FREE}),
             **{name: _store.describe(value) for name, value in parts.items()},
             "network": _store.describe(trainable.kind),
-            "parameters": _store.identity((params, state)),
+            "parameters": _run.describe_parameters(params, state),
             "train_data": _run.describe_data(given),
             "validation_data": None if separate is None else _run.describe_data(separate),
             "key": [str(jax.random.key_impl(key)), jax.random.key_data(key).tolist()],

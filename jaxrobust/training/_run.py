@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxrobust import _store
 from jaxrobust.data import Dataset, LazyDataset
 
-__all__ = ["describe_data", "open_run", "sigterm_deferred", "write_rows"]
+__all__ = ["describe_data", "describe_parameters", "open_run", "sigterm_deferred", "write_rows"]
 
-FORMAT = 2
+FORMAT = 3
+CLOSE = 1e-5  # of an array's norm: machines and devices round the numbers that a network begins with differently
 
 
 def open_run(
@@ -95,6 +97,27 @@ def describe_data(data: Dataset | LazyDataset) -> dict[str, Any]:
     }
 
 
+def describe_parameters(params: Any, state: Any) -> dict[str, Any]:
+    """What arrays a run begins with: of floats the norm and one projection each, to be recognised to rounding."""
+    values, exact = {}, []
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"params": params, "state": state}):
+        array, name = _store.raw(leaf), jax.tree_util.keystr(path, simple=True, separator=".")
+        floats = jnp.issubdtype(array.dtype, jnp.floating)
+        exact.append((name, str(array.dtype), array.shape, None if floats else array))
+        if floats:
+            flat = array.astype(np.float64).ravel()
+            values[name] = [float(np.linalg.norm(flat)), float(flat @ np.cos(np.arange(flat.size)))]
+    return {"values": [*values.values()], "names": [*values], "digest": _store.identity(exact)}
+
+
+def _differing_parameters(there: Any, here: Mapping[str, Any]) -> str | None:
+    if not isinstance(there, dict) or any(there.get(name) != here[name] for name in ("digest", "names")):
+        return "arrays of other names, shapes or types, or other integers"
+    pairs = zip(here["names"], there["values"], here["values"], strict=True)
+    apart = [name for name, (norm, a), (_, b) in pairs if not abs(a - b) <= CLOSE * norm]
+    return f"other values in {len(apart)} of {len(here['names'])} arrays, first {apart[0]}" if apart else None
+
+
 @contextlib.contextmanager
 def sigterm_deferred() -> Iterator[Callable[[int], bool]]:
     """Hold SIGTERM back until the context ends; what it gives tells, at each step, whether one has come.
@@ -127,12 +150,16 @@ def _compare(path: pathlib.Path, description: Mapping[str, Any], identity: Mappi
         raise ValueError(f"run_dir: {str(path)!r} is not of a training run, or of another version's")
     # Through JSON and back, so that tuples and infinities compare as they were written.
     there, here = _store.flat(found), _store.flat(json.loads(json.dumps(description)))
-    names = [name for name in {**there, **here} if not name.startswith(("format", "versions.", "identity."))]
+    apart = ("format", "versions.", "identity.", "parameters.")
+    names = [name for name in {**there, **here} if not name.startswith(apart)]
     differing = {
         name: f"{there.get(name, 'absent')!r} there, {here.get(name, 'absent')!r} here"
         for name in names
         if there.get(name, "absent") != here.get(name, "absent")
     }
+    if description["parameters"] is not None:
+        told = _differing_parameters(found.get("parameters"), description["parameters"])
+        differing |= {} if told is None else {"parameters": told}
     known = found.get("identity", {})
     for name in [name for name in {**known, **identity} if known.get(name) != identity.get(name)]:
         if not any(told == name or told.startswith(f"{name}.") for told in differing):

@@ -333,7 +333,7 @@ def _identified(population: Population, objective: Any, run_id: str | None) -> t
     """What the run's numbers depend on, for people and as digests; not the devices."""
     config = {name: value for name, value in vars(population.config).items() if name not in FREE}
     shared = is_made(population.network)
-    start = _store.identity(apart(population.network)[1:]) if shared else None
+    start = _run.describe_parameters(*apart(population.network)[1:]) if shared else None
     parts = {"objective": objective, "augment": population.augment}
     description = {
         "version": _store.versions()["jaxrobust"],

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxrobust import attacks, perceptual, sets
 from jaxrobust.attacks.core import engine
 from jaxrobust.attacks.gradient.lagrangian import Lagrangian, fast_lpa, lpa
+from jaxrobust.models import MnistNet
 from jaxrobust.sets.perceptual import Perceptual
 from jaxrobust.types import Classifier, Misclassified
 from tests import tiny
@@ -137,6 +139,45 @@ def test_lpa_fools_where_pgd_does():
     found = attacks.run(lpa(ball, steps=20), network, images, labels, key=KEY)
     assert 4 < pgd.success.sum() < 24
     assert found.success.sum() >= pgd.success.sum()
+
+
+def test_one_pass_serves_loss_and_distance():
+    """Where the set measures with the attacked network; the same network beside it takes passes of its own."""
+    network = MnistNet(size=8, rngs=nnx.Rngs(0))
+    model = Classifier.from_nnx(network)
+    images = jnp.asarray(np.random.default_rng(0).uniform(0, 1, (3, 8, 8, 1)).astype(np.float32))
+    goal, keys = Misclassified(jnp.arange(3)), attacks.example_keys(KEY, np.arange(3))
+
+    def crafted(own):
+        beside = None if own else Classifier(model.apply, model.params, model.activations)
+        made = fast_lpa(Perceptual(0.1, beside), steps=4)
+        program = jax.jit(lambda images: engine.last_iterate(made, model, images, goal, keys)).trace(images)
+        return program.lower().compile()(images), str(program.jaxpr).count("conv_general_dilated")
+
+    (joint, passes), (apart, more) = crafted(True), crafted(False)
+    np.testing.assert_allclose(joint, apart, atol=1e-6)
+    assert np.abs(np.asarray(joint) - images).max() > 0.01
+    assert passes < more
+
+
+def test_logits_and_activations_are_those_of_two_passes():
+    class Apart(MnistNet):
+        """Which computes its logits otherwise than by what it shows."""
+
+        def activations(self, images):
+            return (images,)
+
+        def __call__(self, images):
+            return self.dense2(nnx.relu(self.dense1(super().activations(images)[-1].reshape(len(images), -1))))
+
+    images = jnp.full((2, 8, 8, 1), 0.3)
+    for kind in (MnistNet, Apart):
+        model = Classifier.from_nnx(kind(size=8, rngs=nnx.Rngs(0)))
+        logits, maps = model.with_activations(images)
+        np.testing.assert_allclose(logits, model(images), atol=1e-6)
+        jax.tree.map(np.testing.assert_array_equal, maps, model.activations(model.params, images))
+    with pytest.raises(ValueError, match="activations must be a function of"):
+        Classifier.from_function(lambda images: images[:, 0, 0]).with_activations(images)
 
 
 def test_published_constants():

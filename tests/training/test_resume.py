@@ -253,6 +253,19 @@ def test_what_was_built_again_is_the_same_run(told_apart):
     begin(told_apart, **told())
 
 
+def test_parameters_are_known_to_rounding(told_apart):
+    """Another device begins with numbers that it has rounded differently."""
+
+    def moved(by):
+        network = wired("relu")
+        network.first.kernel[...] *= 1 + by
+        return told(network=network)
+
+    begin(told_apart, **moved(3e-7))
+    with pytest.raises(ValueError, match=r"differs in parameters: other values in 1 of 4 arrays, first params\.first"):
+        run(told_apart, **moved(1e-3))
+
+
 def test_dropout_counts(tmp_path):
     first, second = (Mlp(16, 2, nnx.Rngs(0), dropout=rate) for rate in (0.1, 0.2))
     begin(tmp_path, network=first)

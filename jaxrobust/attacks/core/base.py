@@ -206,6 +206,31 @@ class Attack(abc.ABC):
         """The attack when `model` is attacked; see `PerturbationSet.bound_to`. The engines call it."""
         return cast(Attack, dataclasses.replace(cast(Any, self), set=self.set.bound_to(model)))
 
+    def joins(self, model: Classifier) -> bool:
+        """Whether one pass of the model serves the loss and the set's distance, by `joint_cotangents`, `joint_tell`.
+
+        They are what `cotangents` and `tell` are, for an attack of one query whose run is not booked, as in training.
+        """
+        return False
+
+    def joint_cotangents(self, state: Any, logits: Float[Array, " classes"], maps: Any, clean: Any) -> tuple[Any, Any]:
+        """The gradient of what is followed at the logits and at the activations, which are those of one image each.
+
+        Args:
+            state: the state.
+            logits: of the point asked.
+            maps: its activations, (h_l, w_l, c_l) each.
+            clean: those of the clean image.
+
+        Returns:
+            (classes,), and what has the maps' shapes.
+        """
+        raise NotImplementedError(f"joint_cotangents must be defined where joins is true; {type(self).__name__} is")
+
+    def joint_tell(self, state: Any, gradient: Image, maps: Any) -> Any:
+        """The next state, from the gradient in the image of what is followed, and the activations of the point."""
+        raise NotImplementedError(f"joint_tell must be defined where joins is true; {type(self).__name__} is")
+
     def with_radius(self, radius: Number) -> Attack:
         """The same attack on the same set with another radius; traced radii are welcome and never retrace."""
         return cast(Attack, dataclasses.replace(cast(Any, self), set=self.set.with_radius(radius)))

@@ -490,12 +490,25 @@ def last_iterate(attack: Attack, model: Classifier, images: Array, goal: Criteri
     images, model = lax.stop_gradient((images, model))
     attack = attack.bound_to(model)
     check_radii(attack, images)
-    states = begin(attack, images, goal, keys, model(images), 0)
     unroll = (
         jax.default_backend() == "cpu" and attack.asks_to_last < UNROLL and not _loops_well(attack, model, images, goal)
     )
-    states = _repeat(attack, model, states, attack.asks_to_last, stop="never", unroll=unroll)
+    if attack.joins(model):
+        logits, clean = model.with_activations(images)
+        states = begin(attack, images, goal, keys, logits, 0)
+        step = functools.partial(_step_jointly, attack, model, clean)
+        states = lax.fori_loop(0, attack.asks_to_last, step, states, unroll=unroll)
+    else:
+        states = begin(attack, images, goal, keys, model(images), 0)
+        states = _repeat(attack, model, states, attack.asks_to_last, stop="never", unroll=unroll)
     return lax.stop_gradient(each(attack, "last", states))
+
+
+def _step_jointly(attack: Attack, model: Classifier, clean: Any, place: Any, states: Any) -> Any:
+    """One ask and tell of an attack on a set that measures with the model: one pass, and one pullback, for both."""
+    (logits, maps), pull = jax.vjp(model.with_activations, each(attack, "ask", states)[:, 0])
+    (gradients,) = pull(each(attack, "joint_cotangents", states, logits, maps, clean))
+    return each(attack, "joint_tell", states, gradients, maps)
 
 
 @_checks.off_mesh

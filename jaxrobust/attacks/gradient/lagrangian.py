@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +18,10 @@ from jaxrobust.attacks.core.base import check_set, register
 from jaxrobust.losses import followed
 from jaxrobust.sets import PerturbationSet
 from jaxrobust.sets.balls import unit
-from jaxrobust.types import Criterion, Image, Logits, Number, pytree
+from jaxrobust.sets.base import UNBOUNDED
+from jaxrobust.types import Classifier, Criterion, Image, Logits, Number, pytree
 
 __all__ = ["Lagrangian", "fast_lpa", "lpa"]
-
-UNBOUNDED = 1e6  # a radius with which a set's projection only respects the box
 
 
 @pytree("set", "multiplier", "growth", "relative_step_size", "step_decay", "probe", "guard", "confidence")
@@ -90,35 +91,70 @@ class Lagrangian(Ascent):
     def _admits(self, x: Image, theta: Any) -> Bool[Array, ""]:
         return self.set.contains(x, theta)
 
+    def joins(self, model: Classifier) -> bool:
+        """In one round, whose multipliers no distance decides, on a set that measures with the model's activations."""
+        return self.raises == "steps" and self.set.measures_with(model)
+
+    def joint_cotangents(self, state: SearchState, logits: Logits, maps: Any, clean: Any) -> tuple[Any, Any]:
+        """The gradients of the loss at the logits, and of the penalty at the activations."""
+        size, slope = jax.value_and_grad(self._separation)(maps, clean)
+        price = self._price(state, size)[0]
+        penalty = jax.tree.map(lambda s: -price.astype(s.dtype) * finite(s), slope)
+        return jax.grad(self._loss)(logits, state.aim), penalty
+
+    def joint_tell(self, state: SearchState, gradient: Image, maps: Any) -> SearchState:
+        """The next iterate."""
+
+        def change(other: Any) -> Float[Array, ""]:
+            return self._separation(maps, cast(Any, self.set).maps(state.x, other))
+
+        gradient = self.set.pullback(state.x, state.theta, finite(gradient))
+        return dataclasses.replace(state, theta=self._stepped(state, gradient, change), asked=state.asked + 1)
+
+    def _separation(self, maps: Any, others: Any) -> Float[Array, ""]:
+        return cast(Any, self.set).separation(maps, others)
+
     def _move(self, state: SearchState, gradient: Any) -> tuple[Any, Any]:
-        x, theta, radius = state.x, state.theta, self._radius(state.x)
-        growth, decay, rate, probe, guard = (
-            jnp.asarray(value).astype(x.dtype)
-            for value in (self.growth, self.step_decay, self.relative_step_size, self.probe, self.guard)
-        )
-        size, slope = jax.value_and_grad(self.set.size, argnums=1)(x, theta)
-        step = state.asked % self.steps
-        elapsed = step.astype(x.dtype) / self.steps
-        multiplier = state.memory
+        size, slope = jax.value_and_grad(self.set.size, argnums=1)(state.x, state.theta)
+        price, multiplier = self._price(state, size)
+        ascent = jax.tree.map(lambda g, s: g - price * finite(s), gradient, slope)
+        return self._stepped(state, ascent, lambda other: self.set.distance(state.x, state.theta, other)), multiplier
+
+    def _price(self, state: SearchState, size: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """What a unit of distance beyond the radius costs now, and the multiplier from here on."""
+        radius, growth = self._radius(state.x), jnp.asarray(self.growth).astype(state.x.dtype)
+        multiplier = price = state.memory
         if self.raises == "rounds":
-            ended = (step == 0) & (state.asked > 0) & (size >= radius)
-            multiplier = jnp.where(ended, growth * multiplier, multiplier)
-            price = multiplier
+            ended = (state.asked % self.steps == 0) & (state.asked > 0) & (size >= radius)
+            multiplier = price = jnp.where(ended, growth * multiplier, multiplier)
         else:
-            price = multiplier * growth**elapsed
-        price = jnp.where(size > radius, price, 0)
-        flat, restore = ravel_pytree(jax.tree.map(lambda g, s: g - price * finite(s), gradient, slope))
+            price = multiplier * growth ** self._elapsed(state)
+        return jnp.where(size > radius, price, 0), multiplier
+
+    def _elapsed(self, state: SearchState) -> Float[Array, ""]:
+        """The part of the round that is over."""
+        return (state.asked % self.steps).astype(state.x.dtype) / self.steps
+
+    def _stepped(self, state: SearchState, ascent: Any, change: Callable[[Any], Float[Array, ""]]) -> Any:
+        """θ moved along the ascent, given how far from it the set sees others."""
+        x, theta, radius = state.x, state.theta, self._radius(state.x)
+        decay, rate, probe, guard = (
+            jnp.asarray(value).astype(x.dtype)
+            for value in (self.step_decay, self.relative_step_size, self.probe, self.guard)
+        )
+        flat, restore = ravel_pytree(ascent)
         direction = unit(flat)
 
         def moved(length: Float[Array, ""]) -> Any:
             return jax.tree.map(jnp.add, theta, restore(length * direction))
 
-        metric = self.set.distance(x, theta, moved(-probe)) / probe
-        theta = moved(rate * radius * decay**elapsed / (metric + guard))
+        metric = change(moved(-probe)) / probe
+        theta = moved(rate * radius * decay ** self._elapsed(state) / (metric + guard))
+        if not self.project:
+            return self.set.boxed(x, theta)
         # one projection for both cases: under vmap a choice between two would run the dear one at every step
-        last = state.asked + 2 == self.asks
-        bound = jnp.where(last, radius, UNBOUNDED) if self.project else jnp.full_like(radius, UNBOUNDED)
-        return self.set.with_radius(bound).project(x, theta), multiplier
+        bound = jnp.where(state.asked + 2 == self.asks, radius, UNBOUNDED)
+        return self.set.with_radius(bound).project(x, theta)
 
     @property
     def _method(self) -> str:
