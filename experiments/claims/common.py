@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import json
-import os
 import pathlib
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 import jaxrobust as jr
+from experiments import tables
 from jaxrobust import attacks, sets, training
 
 
@@ -258,17 +256,15 @@ def save(identifier: str, result: Result, scale: Scale, folder: pathlib.Path, se
         The Markdown file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
+    day = tables.today()
     stem = folder / f"{day}-{identifier}-{scale.name}"
-    device = jax.devices()[0]
     seeds = "" if scale.seeds == SCALES[scale.name].seeds else f" --seeds {scale.seeds}"
-    place = f"{os.cpu_count()} CPU cores, {platform.machine()}" if device.platform == "cpu" else device.device_kind
     facts = {
         "experiment": identifier,
         "title": result.title,
         "command": f"python -m experiments.claims {identifier} --scale {scale.name}{seeds}",
         "date": day,
-        "machine": f"{place}, JAX {jax.__version__}",
+        "machine": tables.machine(),
         "seconds": round(seconds, 1),
         "data": f"{scale.data}, {scale.train} training images, first {scale.test} test images",
         "rows": [dict(row) for row in result.rows],
@@ -293,12 +289,11 @@ def _markdown(facts: Mapping[str, Any]) -> str:
         shown = f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
         return shown + (f" ± {spread:.3f}" if spread is not None else "")
 
-    table = [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
-    table += [f"| {' | '.join(cell(row, name) for name in names)} |" for row in rows]
-    claims = ["| claim | measured | asked for | holds |", "| --- | --- | --- | --- |"]
+    table = tables.markdown([names, *([cell(row, name) for name in names] for row in rows)])
+    claims = [["claim", "measured", "asked for", "holds"]]
     for c in facts["claims"]:
         asked, verdict = f"{c['relation']} {c['threshold']:.4g}", "yes" if c["holds"] else "NO"
-        claims.append(f"| {c['text']} | {c['measured']:.4g} | {asked} | {verdict} |")
+        claims.append([c["text"], f"{c['measured']:.4g}", asked, verdict])
     return "\n".join(
         [
             f"# {facts['experiment']}: {facts['title']}",
@@ -308,7 +303,7 @@ def _markdown(facts: Mapping[str, Any]) -> str:
             "",
             *table,
             "",
-            *claims,
+            *tables.markdown(claims),
             "",
             *(f"- {note}" for note in facts["notes"]),
             "",
