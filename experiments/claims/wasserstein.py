@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -15,7 +13,7 @@ from scipy import optimize
 
 import jaxrobust as jr
 from experiments.claims.common import Bench, Claim, NetS, Result
-from jaxrobust import losses, training
+from jaxrobust import training
 
 PRICES = (4.0, 2.0, 1.0, 0.5)  # of the moves that are measured, as multiples of the certificate's
 
@@ -55,22 +53,6 @@ def ring(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(images, 0, 1).reshape(-1, 1, 2, 1), (length[far][:count] > 1).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames="steps")
-def moved(model: jr.Classifier, images: Any, labels: Any, gamma: Any, *, steps: int) -> tuple[Any, Any, Any]:
-    """Ascent of ℓ(x') − γ ‖x' − x‖²: losses (N,), costs ‖x' − x‖² (N,), and the inner gradient's norm at the end."""
-
-    def loss(x: Any) -> Any:
-        return jnp.sum(jax.vmap(losses.cross_entropy)(model(x), labels)) / (2 * gamma)
-
-    def step(number: Any, x: Any) -> Any:
-        return x + (jax.grad(loss)(x) - (x - images)) / jnp.sqrt(number.astype(x.dtype) + 2)
-
-    found = jax.lax.fori_loop(0, steps, step, images + jax.grad(loss)(images))
-    rest = jax.grad(loss)(found) - (found - images)
-    costs, left = (jnp.sum(jnp.square(rows).reshape(len(images), -1), axis=1) for rows in (found - images, rest))
-    return jax.vmap(losses.cross_entropy)(model(found), labels), costs, jnp.sqrt(left)
-
-
 def _table(
     name: str, networks: Mapping[str, Any], data: Any, gamma: float, steps: int
 ) -> tuple[list[dict[str, Any]], list[Claim]]:
@@ -79,17 +61,15 @@ def _table(
     rows, claims = [], []
     for training_name, network in networks.items():
         model = jr.Classifier.from_nnx(network)
-        run = functools.partial(moved, model, images, labels, steps=steps)
-        loss, cost, rest = (np.asarray(v, float) for v in run(jnp.float32(gamma)))
-        surrogate = float((loss - gamma * cost).mean())
+        bound = training.wasserstein_bound(model, images, labels, gamma=gamma, steps=steps)
         slack = []
         for factor in PRICES:
-            reached, spent, _ = (np.asarray(v, float) for v in run(jnp.float32(factor * gamma)))
-            bound = gamma * spent.mean() + surrogate
-            slack.append(float(bound - reached.mean()))
+            moved = training.wasserstein_bound(model, images, labels, gamma=factor * gamma, steps=steps)
+            spent, reached = float(moved.costs.mean()), float(moved.losses.mean())
+            slack.append(bound.at(spent) - reached)
             rows.append(
-                {"data": name, "training": training_name, "price": factor * gamma, "budget": float(spent.mean())}
-                | {"loss": float(reached.mean()), "certificate": float(bound), "inner gradient": float(rest.mean())}
+                {"data": name, "training": training_name, "price": factor * gamma, "budget": spent, "loss": reached}
+                | {"certificate": bound.at(spent), "inner gradient": float(bound.rest.mean())}
             )
         claims.append(
             Claim(f"{name}, {training_name}: certificate less the loss reached, least", min(slack), "≥", -1e-4)
@@ -104,9 +84,9 @@ def _closed_form() -> Claim:
     kernel = jnp.asarray(np.stack([w, np.zeros(6)], 1), jnp.float32)
     model = jr.Classifier(_linear, kernel)
     images = jnp.asarray(x.reshape(5, 2, 3, 1), jnp.float32)
-    loss, cost, _ = moved(model, images, jnp.zeros(5, jnp.int32), jnp.float32(gamma), steps=400)
+    moved = training.wasserstein_bound(model, images, jnp.zeros(5, jnp.int32), gamma=gamma, steps=400)
     worst = 0.0
-    for margin, got in zip(x @ w, np.asarray(loss - gamma * cost), strict=True):
+    for margin, got in zip(x @ w, moved.losses - gamma * moved.costs, strict=True):
         found = optimize.minimize_scalar(
             lambda t, m=margin: gamma * t**2 - np.logaddexp(0, t * np.linalg.norm(w) - m),
             bounds=(0, 5),

@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 from jaxrobust.data import Batch
 from jaxrobust.models.trainable import Trainable
 from jaxrobust.testing._laws import Laws, chosen, hold, law, near, same
-from jaxrobust.training import Learner, TrainState, first_memory, train_step
+from jaxrobust.training import Learner, TrainState, first_memory, standard, train_step
+from jaxrobust.training.objectives.core import warmed_up
 
 __all__ = ["OBJECTIVE_LAWS", "ObjectiveCase", "check_objective"]
 
@@ -55,12 +56,14 @@ class ObjectiveCase:
         shape: (H, W, C) of the 8 images.
         classes: K of the network.
         alone: whether an example's loss is said to be its own, whatever else is in the batch.
+        clean: whether at radius 0 it is said to be standard training, bit for bit.
     """
 
     objective: Any
     shape: tuple[int, ...] = (4, 4, 1)
     classes: int = 3
     alone: bool = True
+    clean: bool = False
 
     def learner(self, **options: Any) -> Any:
         """A network in the middle of its training."""
@@ -68,13 +71,15 @@ class ObjectiveCase:
         memory = first_memory(self.objective, trainable, params, state, self.batch())
         return Learner(trainable, params, state, memory=memory)
 
-    def step(self, batch: Batch | None = None, *, devices: int = 1, steps: int = 2, norm: bool = False) -> Any:
-        """State and metrics after a few steps from the same start, each on its share of the devices."""
+    def step(self, batch: Batch | None = None, *, devices: int = 1, parts: int = 1, norm: bool = False) -> Any:
+        """State and metrics after two steps from the same start, on so many devices, each of which takes its rows in
+        so many parts.
+        """
         learner, optimizer = self.learner(norm=norm), SGD
         batch = self.batch() if batch is None else batch
         state = TrainState.create(learner.params, learner.state, optimizer, memory=learner.memory)
-        for _ in range(steps):
-            state, metrics = _step(self.objective, learner.trainable, optimizer, state, batch, devices)
+        for _ in range(2):
+            state, metrics = _step(self.objective, learner.trainable, optimizer, state, batch, devices, parts)
         return state, metrics
 
     def batch(self, seed: int = 0, *, extreme: bool = False) -> Batch:
@@ -108,15 +113,17 @@ def _gradient(objective: Any, key: Any, learner: Any, batch: Any) -> Any:
     return jax.grad(loss, has_aux=True)(learner.params)
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "devices"))
-def _step(objective: Any, trainable: Any, optimizer: Any, state: Any, batch: Any, devices: int) -> Any:
+@functools.partial(jax.jit, static_argnames=("optimizer", "devices", "parts"))
+def _step(
+    objective: Any, trainable: Any, optimizer: Any, state: Any, batch: Any, devices: int = 1, parts: int = 1
+) -> Any:
     key = jax.random.fold_in(jax.random.key(0), state.step)
     if devices == 1:
-        return train_step(objective, trainable, optimizer, state, batch, key)
+        return train_step(objective, trainable, optimizer, state, batch, key, accumulate=parts)
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:devices])
 
     def shard(objective: Any, state: Any, batch: Any, key: Any) -> Any:
-        return train_step(objective, trainable, optimizer, state, batch, key, axis_name="data")
+        return train_step(objective, trainable, optimizer, state, batch, key, axis_name="data", accumulate=parts)
 
     rows = (P(), P(), P("data"), P())
     mapped = jax.shard_map(shard, mesh=mesh, in_specs=rows, out_specs=P(), check_vma=False)
@@ -237,7 +244,7 @@ def step_is_pure(case: ObjectiveCase) -> None:
     learner, optimizer = case.learner(), SGD
     state = TrainState.create(learner.params, learner.state, optimizer, memory=learner.memory)
     before = jax.tree.map(np.array, state)
-    first, second = (_step(case.objective, learner.trainable, optimizer, state, case.batch(), 1) for _ in range(2))
+    first, second = (_step(case.objective, learner.trainable, optimizer, state, case.batch()) for _ in range(2))
     near(second, first, "the second step from one state")
     near(jax.tree.map(np.asarray, state), before, "the state after a step from it")
     still = [
@@ -260,7 +267,21 @@ def padding_does_not_matter(case: ObjectiveCase) -> None:
 
 @law(OBJECTIVE_LAWS)
 def devices_make_the_step_of_one(case: ObjectiveCase) -> None:
-    """Shards of the batch on several devices, if there are, give the parameters, metrics and memory of one."""
-    devices = max(n for n in (1, 2, 4) if n <= jax.local_device_count())
-    alone, together = case.step(), case.step(devices=devices)
-    near(together, alone, f"on {devices} devices, ", atol=2e-4, rtol=2e-5)  # signs of an attack may turn by rounding
+    """Shards of the batch on several devices, if there are, each of them in two parts one after another if an example's
+    loss is its own, give the parameters, metrics and memory of one.
+    """
+    devices, parts = max(n for n in (1, 2, 4) if n <= jax.local_device_count()), 2 if case.alone else 1
+    alone, together = case.step(), case.step(devices=devices, parts=parts)
+    # signs of an attack may turn by rounding
+    near(together, alone, f"on {devices} devices, in {parts} parts each, ", atol=2e-4, rtol=2e-5)
+
+
+@law(OBJECTIVE_LAWS)
+def radius_zero_is_standard_training(case: ObjectiveCase) -> None:
+    """With nothing to gain for an adversary, the step of clean training bit for bit, if it is said to be."""
+    if not case.clean:
+        return
+    objectives = warmed_up(case.objective, np.float32(0)), standard()
+    found, due = (dataclasses.replace(case, objective=objective).step() for objective in objectives)
+    near(found[0].params, due[0].params, "at radius 0, ")
+    near(found[1]["loss"], due[1]["loss"], "the loss at radius 0")

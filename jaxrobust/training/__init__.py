@@ -53,6 +53,8 @@ from jaxrobust.training.step import first_memory as first_memory
 from jaxrobust.training.step import train_step as train_step
 from jaxrobust.training.trainer import TrainResult as TrainResult
 from jaxrobust.training.trainer import fit as fit
+from jaxrobust.training.wasserstein import WassersteinBound as WassersteinBound
+from jaxrobust.training.wasserstein import wasserstein_bound as wasserstein_bound
 
 __all__ = [
     "REGISTRY",
@@ -70,6 +72,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "TrainState",
+    "WassersteinBound",
     "adapted_targets",
     "adversarial",
     "adversarial_logit_pairing",
@@ -106,6 +109,7 @@ __all__ = [
     "total",
     "trades",
     "train_step",
+    "wasserstein_bound",
     "wrm",
 ]
 

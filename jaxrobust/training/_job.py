@@ -23,7 +23,7 @@ from jaxrobust.training.objectives.core import Objective, inner_attacks
 from jaxrobust.training.step import Augment, TrainState, first_memory
 from jaxrobust.types import Classifier, Key
 
-__all__ = ["FREE", "Disk", "Job", "Loop", "Progress", "apart", "check_fit", "prepare", "warmed_up"]
+__all__ = ["FREE", "Disk", "Job", "Loop", "Progress", "apart", "check_fit", "prepare"]
 
 # settings that change no number
 FREE = ("log_every", "checkpoint_every")
@@ -242,15 +242,6 @@ def check_fit(classifier: Classifier, train: Any, held_out: Any) -> None:
             raise ValueError(
                 f"{name}: labels must lie in [0, {classes}), the network's classes; got {data.classes} classes"
             )
-
-
-def warmed_up(objective: Any, share: Any) -> Any:
-    """The objective with this share of its attacks' radii."""
-
-    def smaller(part: Any) -> Any:
-        return part.with_radius(share * part.set.radius) if isinstance(part, attacks.Attack) else part
-
-    return jax.tree.map(smaller, objective, is_leaf=lambda part: isinstance(part, attacks.Attack))
 
 
 def _seed(key: Key) -> int:

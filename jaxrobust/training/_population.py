@@ -17,10 +17,10 @@ from jaxrobust import _checks, _compile, _inputs
 from jaxrobust.data import Batch, Dataset, Loader
 from jaxrobust.models.trainable import Trainable
 from jaxrobust.training import _held_out
-from jaxrobust.training._job import apart, check_fit, warmed_up
+from jaxrobust.training._job import apart, check_fit
 from jaxrobust.training._placement import chosen_devices, mesh_of, numbered_step
 from jaxrobust.training.config import TrainConfig, transformation
-from jaxrobust.training.objectives.core import Objective, inner_attacks
+from jaxrobust.training.objectives.core import Objective, inner_attacks, warmed_up
 from jaxrobust.training.step import Augment, TrainState, first_memory
 from jaxrobust.types import Classifier, Key
 
@@ -150,6 +150,7 @@ class Population(NamedTuple):
             config.optimizer,
             float(config.weight_decay),
             config.clip_value,
+            config.decayed,
             self.augment,
             config.accumulate,
             config.radius_warmup > 0,
@@ -206,14 +207,14 @@ def _first(trainable: Trainable, optimizer: Any, axis: int | None, with_ema: boo
 
 @functools.lru_cache(maxsize=16)
 def _program(trainable: Trainable, told: Any, axes: Any, width: int, devices: tuple[Any, ...]) -> Any:
-    optimizer, weight_decay, clip, augment, accumulate, warms_up, waits = told
+    optimizer, weight_decay, clip, decayed, augment, accumulate, warms_up, waits = told
 
     def one(
         objective: Any, images: Any, labels: Any, key: Key, decay: Any, state: TrainState, plan: Plan
     ) -> tuple[TrainState, dict[str, Any]]:
         objective = warmed_up(objective, plan.share) if warms_up else objective
         batch = Batch(images[plan.rows], labels[plan.rows], plan.mask, plan.index)
-        own = transformation(optimizer, lambda count: plan.rate, weight_decay, clip)
+        own = transformation(optimizer, lambda count: plan.rate, weight_decay, clip, decayed)
         new, metrics = numbered_step(objective, trainable, own, state, batch, key, decay, augment, accumulate)
         if not waits:  # for no other member
             return new, metrics

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
+import jax
 import optax
 
 from jaxrobust import _checks
@@ -28,6 +30,7 @@ class TrainConfig:
         learning_rate: the schedule's peak, > 0.
         schedule: a name of `jaxrobust.training.SCHEDULES`, or an Optax schedule whose values multiply `learning_rate`.
         weight_decay: ≥ 0.
+        decayed: which parameters decay: "all", or "kernels", tensors of two axes or more: no biases, nor BatchNorm's.
         clip_value: every entry of the mean gradient is clipped to ±clip_value, before decay is added; > 0, or None.
         accumulate: into how many parts a device takes its share of a batch, one after another, ≥ 1, so that a batch
             may be larger than memory; see `train_step`.
@@ -35,8 +38,8 @@ class TrainConfig:
             images, perturbations, losses and the optimiser stay in float32, and so does validation, since low
             precision masks gradients.
         ema_decay: τ of the moving average of the weights, which is then what is validated and returned; None for none.
-        radius_warmup: epochs over which the objective's radius grows linearly from 0, ≥ 0 (if it has an attack).
-            Small networks need it at large radii, where they else stay at loss log K.
+        radius_warmup: epochs over which the objective's radius (of its attacks, or the step h of `cure`) grows linearly
+            from 0, ≥ 0. Small networks need it at large radii, where they else stay at loss log K.
         drop_last: whether to leave out an epoch's last, incomplete batch; otherwise it is padded, and its padding
             enters BatchNorm's statistics, though not the loss.
         validation: the share of the training data held out to select the best epoch, in [0, 1).
@@ -68,6 +71,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     schedule: str | optax.Schedule = "constant"
     weight_decay: float = 0.0
+    decayed: str = "all"
     clip_value: float | None = None
     accumulate: int = 1
     compute_dtype: str = "float32"
@@ -87,6 +91,7 @@ class TrainConfig:
         if self.checkpoint_every is not None:
             _checks.count("checkpoint_every", self.checkpoint_every)
         _checks.choice("optimizer", self.optimizer, OPTIMIZERS)
+        _checks.choice("decayed", self.decayed, ("all", "kernels"))
         _checks.choice("compute_dtype", self.compute_dtype, DTYPES)
         if not callable(self.schedule):
             _checks.choice("schedule", self.schedule, SCHEDULES)
@@ -124,7 +129,7 @@ class TrainConfig:
             The Optax transformation; the same object for the same settings, so that a second run does not compile.
         """
         clip = None if self.clip_value is None else float(self.clip_value)
-        return _transformation(self.optimizer, self.rates(total_steps), float(self.weight_decay), clip)
+        return _transformation(self.optimizer, self.rates(total_steps), float(self.weight_decay), clip, self.decayed)
 
 
 @functools.lru_cache(maxsize=32)
@@ -135,16 +140,21 @@ def _rates(shape: str | optax.Schedule, peak: float, total_steps: int) -> optax.
 
 
 def transformation(
-    name: str, rates: optax.Schedule, weight_decay: float, clip: float | None
+    name: str, rates: optax.Schedule, weight_decay: float, clip: float | None, decayed: str
 ) -> optax.GradientTransformation:
     """The optimiser of a name of `OPTIMIZERS` under a schedule, entries of the gradient clipped to ±clip."""
+    mask = _kernels if decayed == "kernels" else None
     if name == "adam":
-        adam = optax.adamw(rates, weight_decay=weight_decay)
+        adam = optax.adamw(rates, weight_decay=weight_decay, mask=mask)
         # without clipping no chain, whose state would not be that of checkpoints that stand
         return adam if clip is None else optax.chain(optax.clip(clip), adam)
     first = [] if clip is None else [optax.clip(clip)]
     momentum = optax.sgd(rates, momentum=0.9, nesterov=name == "nesterov")
-    return optax.chain(*first, optax.add_decayed_weights(weight_decay), momentum)
+    return optax.chain(*first, optax.add_decayed_weights(weight_decay, mask), momentum)
+
+
+def _kernels(params: Any) -> Any:
+    return jax.tree.map(lambda weights: weights.ndim > 1, params)
 
 
 _transformation = functools.lru_cache(maxsize=32)(transformation)

@@ -58,6 +58,7 @@ SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
     "one-drop": _steps({1 / 2: 0.1}),
     "multi-decay": _ten_steps,
     "piecewise-ft": _steps({1 / 3: 0.1, 2 / 3: 0.1}),
+    "three-drops": _steps({75 / 120: 0.1, 90 / 120: 0.1, 100 / 120: 0.1}),
     "late-drops": _steps({10 / 11: 0.1, 21 / 22: 0.1}),
     "multi-norm": _ramps((0.0, 0.0), (2 / 5, 1.0), (4 / 5, 0.05), (1.0, 0.0)),
     "perceptual": _warmed_steps(5 / 100, {75 / 100: 0.1, 90 / 100: 0.1}),
@@ -80,6 +81,7 @@ def schedule(name: str, peak: float, total_steps: int) -> optax.Schedule:
     one-drop            1, 0.1 from T/2
     multi-decay         1 − i/10 from iT/10
     piecewise-ft        1, 0.1 from T/3, 0.01 from 2T/3, for fine-tuning
+    three-drops         1, 0.1 from 5T/8, 0.01 from 3T/4, 0.001 from 5T/6
     late-drops          1, 0.1 from 10T/11, 0.01 from 21T/22
     multi-norm          0 → 1 at 2T/5 → 0.05 at 4T/5 → 0 at T, straight lines
     perceptual          0 → 1 at T/20, straight; 0.1 from 3T/4, 0.01 from 9T/10
@@ -103,8 +105,9 @@ def schedule(name: str, peak: float, total_steps: int) -> optax.Schedule:
 
     Reference:
         Rice, Wong and Kolter, 2020, arXiv:2002.11569; "triangle": Wong, Rice and Kolter, 2020, arXiv:2001.03994;
-        "late-drops": Pang et al., 2021, arXiv:2010.00467; "multi-norm": Maini, Wong and Kolter, 2020, arXiv:1909.04068;
-        "perceptual": Laidlaw, Singla and Feizi, 2021, arXiv:2006.12655 (CIFAR-10's and ImageNet-100's).
+        "three-drops": Wang et al., 2020, ICLR (MART); "late-drops": Pang et al., 2021, arXiv:2010.00467; "multi-norm":
+        Maini, Wong and Kolter, 2020, arXiv:1909.04068; "perceptual": Laidlaw, Singla and Feizi, 2021, arXiv:2006.12655
+        (CIFAR-10's and ImageNet-100's).
     """
     shape = SCHEDULES[_checks.choice("schedule", name, SCHEDULES)](_checks.count("total_steps", total_steps))
     scale = float(_checks.number("peak", peak))

@@ -124,8 +124,9 @@ def train_step(
         augment: `(key, images, index) -> images`, or None; it comes before the attack.
         ema_decay: τ of the moving average; at update t the decay is min(τ, (1+t)/(10+t)). Unused without an average.
         accumulate: into how many parts, one after another, each device takes its rows, so that only a part's
-            activations are held. Losses and gradients are added up and the update is that of the whole; what the rows
-            of a batch share (batch statistics, weights over the batch) they share within a part.
+            activations are held. Losses and gradients are added up and the update is that of the whole, where a loss is
+            an example's own. What the rows of a batch share they share within a part: batch statistics, the weights of
+            `reweighted` and `group_dro`, the move of `awp`, and the examples over which `grad_align` takes its mean.
 
     Returns:
         The new state, and metrics as scalars: `loss`, `grad_norm` (the norm of the mean gradient) and those of the

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from jaxrobust import _compile, attacks
 from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
-from jaxrobust.training._job import Disk, Job, Loop, Progress, prepare, warmed_up
+from jaxrobust.training._job import Disk, Job, Loop, Progress, prepare
 from jaxrobust.training._placement import numbered_step
 from jaxrobust.training.config import TrainConfig
-from jaxrobust.training.objectives.core import Objective, inner_attacks
+from jaxrobust.training.objectives.core import Objective, inner_attacks, warmed_up
 from jaxrobust.training.step import Augment
 from jaxrobust.types import Classifier, Key
 

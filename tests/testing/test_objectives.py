@@ -11,7 +11,7 @@ ATTACK = attacks.pgd(Linf(0.1), steps=2)
 SMOOTH = attacks.pgd(L2(0.5), steps=2)
 NEAR = {"trades", "mart", "awp"}
 CASES = {
-    name: ObjectiveCase(entry.make(SMOOTH if name in NEAR else ATTACK), alone=entry.alone)
+    name: ObjectiveCase(entry.make(SMOOTH if name in NEAR else ATTACK), alone=entry.alone, clean=entry.clean)
     for name, entry in training.REGISTRY.items()
 }
 RANDOM = attacks.rs_fgsm(Linf(0.1))

@@ -17,6 +17,7 @@ KNOTS = {
     "one-drop": {0: 1, 499: 1, 500: 0.1, 999: 0.1},
     "multi-decay": {0: 1, 99: 1, 100: 0.9, 550: 0.5, 999: 0.1},
     "piecewise-ft": {0: 1, 332: 1, 333: 0.1, 666: 0.1, 667: 0.01},
+    "three-drops": {0: 1, 624: 1, 625: 0.1, 749: 0.1, 750: 0.01, 832: 0.01, 833: 0.001, 999: 0.001},
     "late-drops": {0: 1, 908: 1, 909: 0.1, 954: 0.1, 955: 0.01},
     "multi-norm": {0: 0, 200: 0.5, 400: 1, 600: 0.525, 800: 0.05, 900: 0.025, 1000: 0},
     "perceptual": {0: 0, 25: 0.5, 50: 1, 749: 1, 750: 0.1, 899: 0.1, 900: 0.01},
@@ -68,6 +69,16 @@ def test_clipping_is_of_every_entry_and_comes_before_decay():
     np.testing.assert_allclose(updates, -0.5 * (np.array([1, -0.5, -1]) + 0.1 * np.array(weights)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_only_kernels_decay_where_asked(name):
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    optimizer = TrainConfig(optimizer=name, learning_rate=0.5, weight_decay=0.1, decayed="kernels").transformation(10)
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
+    assert not updates["bias"].any()
+
+
 def test_nesterovs_first_step_is_longer_by_the_momentum():
     gradient = jnp.array([2.0])
     moved = {}
@@ -91,6 +102,7 @@ def test_equal_settings_give_the_same_optimizer():
         ({"epochs": 1.5}, TypeError, "epochs"),
         ({"batch_size": 0}, ValueError, "batch_size must be >= 1; got 0"),
         ({"optimizer": "lion"}, ValueError, "optimizer must be one of .*; got 'lion'"),
+        ({"decayed": "biases"}, ValueError, "decayed must be one of"),
         ({"schedule": "warp"}, ValueError, "schedule must be one of .*; got 'warp'"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate must be > 0; got 0"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate must be finite"),

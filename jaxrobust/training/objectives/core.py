@@ -30,6 +30,7 @@ __all__ = [
     "smoothed",
     "sound",
     "total",
+    "warmed_up",
 ]
 
 CraftMode = Literal["eval", "batch"]
@@ -152,6 +153,9 @@ class Objective(Protocol):
     `remember(memory, sums, gradient)` gives the next one, from `Aux.sums` added up over the unpadded examples of all
     devices, so that memory is equal on all of them. `gradient` is that of the loss with respect to the memory if the
     objective has `memory_gradient = True`, else None.
+
+    One whose radius is not an attack's may have `warmed_up(share)`, which gives the objective at that share of it, for
+    `TrainConfig.radius_warmup`.
     """
 
     def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
@@ -192,6 +196,7 @@ class Crafting:
     attack: Any
     craft_bn: CraftMode
     clean_metric: bool
+    only_attack_correct: bool = False
 
     def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Objective`."""
@@ -296,14 +301,30 @@ def inner_attacks(objective: Any) -> list[attacks.Attack]:
     return [part for part in parts if isinstance(part, attacks.Attack)]
 
 
+def warmed_up(objective: Any, share: Any) -> Any:
+    """The objective with this share of its radii."""
+    own = getattr(objective, "warmed_up", None)
+    if own is not None:
+        return own(share)
+
+    def smaller(part: Any) -> Any:
+        return part.with_radius(share * part.set.radius) if isinstance(part, attacks.Attack) else part
+
+    return jax.tree.map(smaller, objective, is_leaf=lambda part: isinstance(part, attacks.Attack))
+
+
 def sound(objective: Any, model: Classifier, learner: Learner, batch: Any, found: Images) -> tuple[Images, Aux]:
     """Adversarial images without their NaNs, held constant, with the metrics of all objectives that craft."""
+    if objective.clean_metric or objective.only_attack_correct:
+        right = correct(model(batch.images), batch.labels)
+    if objective.only_attack_correct:
+        found = jnp.where(right[:, None, None, None] > 0, found, batch.images)
     broken = jnp.isnan(found)
     images = jax.lax.stop_gradient(jnp.where(broken, batch.images, found))
     delta = (images - batch.images).reshape(images.shape[0], -1)
     means = {"delta_linf": jnp.max(jnp.abs(delta), axis=1), "delta_l2": jnp.linalg.norm(delta, axis=1)}
     if objective.clean_metric:
-        means["clean_acc"] = correct(model(batch.images), batch.labels)
+        means["clean_acc"] = right
     return images, Aux(learner.state, means, {"nan_delta": broken.any(axis=(1, 2, 3))})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -17,6 +18,7 @@ from jaxrobust.training.objectives.core import (
     PerExample,
     correct,
     cross_entropies,
+    sound,
     total,
 )
 from jaxrobust.types import Images, Key, Number, pytree
@@ -36,30 +38,35 @@ class WRM(Crafting):
     def craft(self, keys: Keys, learner: Learner, batch: Any) -> tuple[Images, Aux]:
         """Images (N, H, W, C), in no box, see `Crafting`."""
         model = learner.classifier(self.craft_bn, keys.craft)
-        clean = batch.images
-        share = 1 / (2 * jnp.asarray(self.gamma, clean.dtype))
 
-        def loss(images: Images) -> Any:
-            return share * jnp.sum(cross_entropies(model(images), batch.labels))
+        def losses(images: Images) -> PerExample:
+            return cross_entropies(model(images), batch.labels)
 
-        def step(number: Any, images: Images) -> Images:
-            size = 1 / jnp.sqrt(number.astype(clean.dtype) + 2)
-            return images + size * (jax.grad(loss)(images) - (images - clean))
-
-        found = jax.lax.fori_loop(0, self.steps, step, clean + jax.grad(loss)(clean))
-        found = jnp.where(jnp.isnan(found), clean, found)
-        rest = jax.grad(loss)(found) - (found - clean)
-        squares = [jnp.sum(jnp.square(rows).reshape(len(clean), -1), axis=1) for rows in (found - clean, rest)]
-        means = {"cost": squares[0], "rest": jnp.sqrt(squares[1])}
-        if self.clean_metric:
-            means["clean_acc"] = correct(model(clean), batch.labels)
-        return jax.lax.stop_gradient(found), Aux(learner.state, means, {})
+        found, rest = priced(losses, batch.images, self.gamma, self.steps)
+        images, aux = sound(self, model, learner, batch, found)
+        return images, aux._replace(means={**aux.means, "cost": jnp.square(aux.means["delta_l2"]), "rest": rest})
 
     def outer(self, keys: Keys, learner: Learner, batch: Any, crafted: Images) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Crafting`."""
         logits, learner = learner.train(crafted, keys.dropout)
         losses = cross_entropies(logits, batch.labels)
         return losses, Aux(learner.state, {"adv_acc": correct(logits, batch.labels)}, {})
+
+
+def priced(
+    losses: Callable[[Images], PerExample], clean: Images, gamma: Number, steps: int
+) -> tuple[Images, PerExample]:
+    """Ascent of ℓ(x')/(2γ) − ½‖x' − x‖², in no box: images x', and the norms (N,) of its gradient there."""
+    share = 1 / (2 * jnp.asarray(gamma, clean.dtype))
+
+    def pull(images: Images) -> Images:
+        return jax.grad(lambda images: share * jnp.sum(losses(images)))(images) - (images - clean)
+
+    def step(number: Any, images: Images) -> Images:
+        return images + pull(images) / jnp.sqrt(number.astype(clean.dtype) + 2)
+
+    found = jax.lax.fori_loop(0, steps, step, clean + pull(clean))
+    return found, jnp.linalg.norm(pull(found).reshape(len(clean), -1), axis=1)
 
 
 @pytree("amount")
@@ -126,24 +133,19 @@ class GroupDRO:
         """Losses (N,) and metrics, see `Objective`."""
         logits, after = learner.train(batch.images, Keys.of(key).dropout)
         losses = cross_entropies(logits, batch.labels)
-        member = jax.nn.one_hot(jnp.asarray(self.groups)[batch.index], len(learner.memory), dtype=losses.dtype)
-        sizes = total(member, batch, learner.axis_name)
-        means = total(member * losses[:, None], batch, learner.axis_name) / jnp.maximum(sizes, 1)
-        weights = _raised(learner.memory, means, self.rate)
-        count = sizes.sum()
-        share = jnp.sum(member * (weights * count / jnp.maximum(sizes, 1))[None], axis=1)
-        sums = {"member": member, "loss": member * jax.lax.stop_gradient(losses)[:, None]}
+        group = jnp.asarray(self.groups)[batch.index]
+        member = jax.nn.one_hot(group, len(learner.memory), dtype=losses.dtype)
+        sums = {"member": member, "loss": member * losses[:, None]}
+        whole = {name: total(values, batch, learner.axis_name) for name, values in sums.items()}
+        shares = self.remember(learner.memory, whole, None) / jnp.maximum(whole["member"], 1)
         metrics = {"clean_acc": correct(logits, batch.labels), "mean_loss": losses}
-        return share * losses, Aux(after.state, metrics, {}, sums)
+        return shares[group] * whole["member"].sum() * losses, Aux(after.state, metrics, {}, sums)
 
     def remember(self, memory: Any, sums: Any, gradient: Any) -> Any:
         """q_g ∝ q_g exp(η ℓ_g); see `Objective`."""
-        return _raised(memory, sums["loss"] / jnp.maximum(sums["member"], 1), self.rate)
-
-
-def _raised(weights: Any, losses: Any, rate: Number) -> Any:
-    raised = weights * jnp.exp(jnp.asarray(rate, weights.dtype) * losses)
-    return raised / raised.sum()
+        losses = sums["loss"] / jnp.maximum(sums["member"], 1)
+        raised = memory * jnp.exp(jnp.asarray(self.rate, memory.dtype) * losses)
+        return raised / raised.sum()
 
 
 def _highest(losses: PerExample, batch: Any, axis_name: str | None) -> Any:
@@ -158,8 +160,8 @@ def wrm(*, gamma: Number = 1 / 2.6, steps: int = 15, craft_bn: CraftMode = "eval
     """Wasserstein DRO by a price: min_θ E sup_{x'} ℓ(f_θ(x'), y) − γ ‖x' − x‖².
 
     x' is found by ascent of ℓ/(2γ) − ½‖x' − x‖²: one step of the gradient at x, then steps of (t + 2)^{-½}. For
-    every ρ, γρ + E[ℓ(x') − γ ‖x' − x‖²] bounds the loss of all distributions within ρ of the data, if the search has
-    found the supremum (`rest` near 0, which needs a smooth network and γ above the loss's curvature).
+    every ρ, γρ + E[ℓ(x') − γ ‖x' − x‖²] bounds the loss of all distributions within ρ of the data, see
+    `wasserstein_bound`.
 
     Args:
         gamma: γ > 0; the code's κ = 1/(2γ) is 1.3.
@@ -167,7 +169,7 @@ def wrm(*, gamma: Number = 1 / 2.6, steps: int = 15, craft_bn: CraftMode = "eval
         craft_bn: as in `adversarial`.
 
     Returns:
-        The objective. Metrics: `adv_acc`, `clean_acc`, `cost` (‖x' − x‖²), `rest` (the inner gradient's norm at x').
+        The objective, with the metrics of `adversarial`, `cost` (‖x' − x‖²) and `rest` (the search's gradient at x').
 
     Raises:
         ValueError: if `gamma` is not positive or `steps` below 1.

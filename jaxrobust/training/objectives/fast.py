@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -55,6 +56,10 @@ class Free:
             "delta_l2": jnp.linalg.norm(moved, axis=1),
         }
         return losses, Aux(learner.state, means, {})
+
+    def warmed_up(self, share: Any) -> Free:
+        """At this share of the radius; see `Objective`."""
+        return dataclasses.replace(self, radius=share * self.radius)
 
     def remember(self, memory: Any, sums: Any, gradient: Any) -> Any:
         """δ ← clip(δ + ε sign ∇_δ ℓ, ±ε); see `Objective`."""

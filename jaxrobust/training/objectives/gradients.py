@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import jax
@@ -49,6 +50,10 @@ class CURE:
     step: Number = 3.0
     squared: bool = False
 
+    def warmed_up(self, share: Any) -> CURE:
+        """At this share of h; see `Objective`."""
+        return dataclasses.replace(self, step=share * self.step)
+
     def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Objective`."""
         gradient = _evaluated_gradient(learner, batch.labels)
@@ -71,6 +76,10 @@ class LLR:
     slope: Number = 3.0
     steps: int = 2
     relative_step_size: Number = 1.0
+
+    def warmed_up(self, share: Any) -> LLR:
+        """At this share of the radius; see `Objective`."""
+        return dataclasses.replace(self, set=self.set.with_radius(share * self.set.radius))
 
     def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Objective`."""
@@ -151,8 +160,8 @@ def cure(*, weight: Number = 4.0, step: Number | None = None, variant: Literal["
         variant: the norm itself ("code") or its square ("paper").
 
     Returns:
-        The objective. Metrics: `clean_acc`, `curvature`. It is meant to fine-tune a network trained normally, with h
-        growing from 0.
+        The objective. Metrics: `clean_acc`, `curvature`. It is meant to fine-tune a network trained normally, while h
+        grows to its value over the first epochs, as `TrainConfig.radius_warmup` lets it.
 
     Raises:
         ValueError: if a number is negative or `variant` unknown.

@@ -35,9 +35,6 @@ __all__ = [
     "standard",
 ]
 
-# metrics of what the attack did
-DISTANCES = ("delta_linf", "delta_l2")
-
 
 @pytree("label_smoothing")
 class Standard:
@@ -75,16 +72,6 @@ class Adversarial(Crafting):
     craft_bn: CraftMode = "eval"
     clean_metric: bool = True
     only_attack_correct: bool = False
-
-    def craft(self, keys: Keys, learner: Learner, batch: Any) -> tuple[Any, Aux]:
-        """Adversarial images, see `Crafting`."""
-        images, aux = super().craft(keys, learner, batch)
-        if self.only_attack_correct:
-            clean = learner.classifier(self.craft_bn, keys.craft)(batch.images)
-            right = correct(clean, batch.labels)
-            images = jnp.where(right[:, None, None, None] > 0, images, batch.images)
-            aux = aux._replace(means={**aux.means, **{name: aux.means[name] * right for name in DISTANCES}})
-        return images, aux
 
     def outer(self, keys: Keys, learner: Learner, batch: Any, crafted: Images) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Crafting`."""
@@ -165,8 +152,9 @@ def adversarial(
 ) -> Adversarial:
     """Adversarial training: min_θ E max_{x' ∈ S(x)} ℓ(f_θ(x'), y), at the attack's last iterate held constant.
 
-    With PGD it is Madry et al.'s method, with RS-FGSM Wong et al.'s fast one. A perturbation's NaNs are replaced by
-    zero and counted, an example each, in the metric `nan_delta`.
+    With PGD it is Madry et al.'s method, with RS-FGSM Wong et al.'s fast one, with `attacks.msd` Maini et al.'s for
+    unions of balls, with `attacks.affine` Tramèr and Boneh's. At radius 0, of a set in which the attack stays, it is
+    `standard` bit for bit. A perturbation's NaNs are replaced by zero and counted, an example each, in `nan_delta`.
 
     Args:
         attack: the inner attack, as `jaxrobust.attacks` makes them. Its radius and step size are traced numbers.

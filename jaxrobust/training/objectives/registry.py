@@ -30,8 +30,8 @@ __all__ = ["REGISTRY", "Entry", "register"]
 class Entry(NamedTuple):
     """A registered objective: the public function that makes it, an example made from a gradient attack, what a step
     costs (fb: a forward and backward pass of the batch, f: a forward pass, S: steps of an attack, m: attacks), what it
-    is to be used for, whether an example's loss is its own, whatever else is in the batch, where it is from, and the
-    arguments of the function that its name stands for.
+    is to be used for, whether an example's loss is its own, whatever else is in the batch, whether at radius 0 it is
+    standard training bit for bit, where it is from, and the arguments of the function that its name stands for.
     """
 
     factory: Callable[..., Any]
@@ -39,6 +39,7 @@ class Entry(NamedTuple):
     cost: str
     use: str
     alone: bool
+    clean: bool
     reference: str
     options: Mapping[str, Any]
 
@@ -55,6 +56,7 @@ def register(
     cost: str,
     use: str,
     alone: bool = True,
+    clean: bool = False,
     reference: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> None:
@@ -67,6 +69,7 @@ def register(
         cost: passes of a step, see `Entry`.
         use: what it is recommended for, in a sentence.
         alone: whether an example's loss is its own, whatever else is in the batch.
+        clean: whether at radius 0 it is `standard()`, bit for bit.
         reference: where it is from, if not what the docstring of `factory` cites first.
         options: arguments of `factory` that the name stands for, where several names have one function.
 
@@ -80,7 +83,9 @@ def register(
     if name in REGISTRY:
         raise ValueError(f"name must be new in the registry of objectives; got {name!r} again")
     cited = re.search(r"arXiv:\d+\.\d+", factory.__doc__ or "")
-    REGISTRY[name] = Entry(factory, make, cost, use, alone, reference or (cited[0] if cited else ""), options or {})
+    REGISTRY[name] = Entry(
+        factory, make, cost, use, alone, clean, reference or (cited[0] if cited else ""), options or {}
+    )
 
 
 def _teacher(images: Any) -> Any:
@@ -93,7 +98,9 @@ register(
     adversarial,
     adversarial,
     cost="S fb, then 1 fb (clean metric: 1 f)",
-    use="First choice: PGD of 10 steps; with `attacks.rs_fgsm` and `stop_on_overfitting` the fast form.",
+    use="First choice: PGD of 10 steps; with `attacks.rs_fgsm` and `stop_on_overfitting` the fast form, with "
+    "`attacks.msd` or `attacks.affine` against several sets.",
+    clean=True,
 )
 register(
     "perceptual",
@@ -101,6 +108,7 @@ register(
     lambda attack: adversarial(attack, only_attack_correct=True),
     cost="S (fb + f) with `attacks.fast_lpa`, 1 f, then 1 fb",
     use="Perceptual training, robust to unseen attacks: `attacks.fast_lpa(sets.Perceptual(0.5), steps=10)`.",
+    clean=True,
     reference="arXiv:2006.12655",
     options={"only_attack_correct": True},
 )
@@ -124,6 +132,7 @@ register(
     cost="1 fb",
     use="Robustness at the price of standard training; divide the epochs by the replays.",
     alone=False,
+    clean=True,
 )
 register(
     "grad_align",
@@ -148,6 +157,7 @@ for _combine in COMBINATIONS:
         lambda attack, combine=_combine: several(attack, attack.with_radius(0.05), combine=combine),
         cost=_cost,
         use=_use,
+        clean=_combine != "average",
         reference={"random": "arXiv:2002.04784", "errors": "arXiv:2105.12508"}.get(_combine, ""),
         options={"combine": _combine},
     )
@@ -157,6 +167,7 @@ register(
     lambda attack: extreme_norms(linf=attack.set.radius, l1=1.0, steps=3),
     cost="S fb + 1 f, then 1 fb",
     use="l∞, l1 and l2 at once: fine-tune a network that is robust in one of them for 3 epochs.",
+    clean=True,
 )
 register(
     "random_strength",
@@ -164,6 +175,7 @@ register(
     random_strength,
     cost="S fb, then 1 fb",
     use="The baselines by which UAR is scaled.",
+    clean=True,
 )
 register(
     "adversarial_logit_pairing",
