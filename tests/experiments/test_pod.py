@@ -23,16 +23,17 @@ from tests.training.tiny import without_times
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = ["--recipe", "imagenet100-at-linf", "--objective.attacks", "fgsm:linf:4/255", "--network.kind", "tiny"]
 RECIPE += ["--data.size", "16", "--train.epochs", "2", "--train.batch-size", "20", "--train.checkpoint-every", "3"]
-RECIPE += ["--train.learning-rate", "0.01"]
+RECIPE += ["--train.learning-rate", "0.01", "--augment", "flip"]
 
 
 class Tiny(nnx.Module):
     """A convolution, BatchNorm and a dense layer."""
 
     def __init__(self, *, classes: int, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(3, 8, (4, 4), 4, rngs=rngs)
+        quick = nnx.initializers.uniform(0.5)  # to compile
+        self.conv = nnx.Conv(3, 8, (4, 4), 4, kernel_init=quick, rngs=rngs)
         self.norm = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
-        self.dense = nnx.Linear(8, classes, rngs=rngs)
+        self.dense = nnx.Linear(8, classes, kernel_init=quick, rngs=rngs)
 
     def __call__(self, images):
         return self.dense(nnx.relu(self.norm(self.conv(images))).mean((1, 2)))
