@@ -14,6 +14,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import signal
 import sys
 import textwrap
 import threading
@@ -74,6 +75,8 @@ def main(options: Options) -> pathlib.Path:
     if options.steps is not None and options.steps < 1:
         raise ValueError(f"--steps must be >= 1; got {options.steps}")
     specs.check_seed(options.seed)
+    if options.tensorboard:
+        _summary_writer()  # missing, it is missed by all processes, and before they wait for each other
     if options.distributed:  # before anything asks for a device
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
     remember_programs()
@@ -84,8 +87,8 @@ def main(options: Options) -> pathlib.Path:
     arguments = run.arguments()
     board = _board(folder) if options.tensorboard else contextlib.nullcontext()
     first = jax.process_index() == 0
+    run.save(folder)
     if first:
-        run.save(folder)
         print(f"run: {folder}", flush=True)
     with board if first else contextlib.nullcontext():
         result = training.fit(
@@ -152,15 +155,20 @@ class _Board:
         self.writer.flush()
 
 
-@contextlib.contextmanager
-def _board(folder: pathlib.Path) -> Iterator[None]:
+def _summary_writer() -> Any:
     try:
-        import tensorboardX
+        from tensorboardX import SummaryWriter
     except ImportError:
         raise ValueError("--tensorboard needs tensorboardX: pip install 'jaxrobust[tensorboard]'") from None
+    return SummaryWriter
+
+
+@contextlib.contextmanager
+def _board(folder: pathlib.Path) -> Iterator[None]:
+    summary_writer = _summary_writer()
     # written anew from the log, so that a run that went on is not there twice
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    with tensorboardX.SummaryWriter(str(folder / "tensorboard")) as writer:
+    with summary_writer(str(folder / "tensorboard")) as writer:
         board = _Board(writer, folder / "training" / "metrics.jsonl")
         thread = threading.Thread(target=board.watch, daemon=True)
         thread.start()
@@ -195,6 +203,9 @@ if __name__ == "__main__":
             print(listed())
         else:
             main(options)
+    except InterruptedError as error:  # of several processes, which JAX does not let end by the signal itself
+        print(error, file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except (OSError, TypeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -25,6 +25,11 @@ AutoAttack, StAdv 0.05 and ReColorAdv 0.06 by 100 steps, PPGD and LPA 0.5 by 40;
 The others, each with its own network: WRN-28-10 TRADES and AT (84 to 86 clean, 53 to 55 under AutoAttack), PreAct
 ResNet-18 l∞ and l2 with and without AWP (the authors' logs, PGD), the fast ones (PGD-50 with 10 restarts), several
 norms at once (the union of their own attacks), ResNet-50 in l2 (clean 90.83, PGD 70.11).
+
+Where the sources differ or say nothing, the first table takes l∞ and l2 as the released code has them, sign or
+normalised steps of ε/√steps from a random start; the several sets attack wrong images too, and the worst of them is
+that by the loss in evaluation mode; TRADES has ε 8/255, 10 steps of 0.007 and β 6 in the same loop; the last network is
+evaluated; the warm-up begins at a rate of 0.
 """
 
 from __future__ import annotations

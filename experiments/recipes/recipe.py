@@ -22,7 +22,7 @@ from experiments.recipes.networks import NETWORKS
 from jaxrobust import _checks, _store
 from jaxrobust.cli import objectives, specs
 from jaxrobust.cli.models import WEIGHTS
-from jaxrobust.training import TrainConfig
+from jaxrobust.training import TrainConfig, _run
 
 __all__ = [
     "FILE",
@@ -251,21 +251,21 @@ class Run:
         return self.recipe.data.load(self.recipe.data.train, limit=limit)
 
     def save(self, folder: pathlib.Path) -> None:
-        """Write `recipe.json`, or make sure that the one that is there is the same.
+        """Write `recipe.json`, or make sure that the one that is there is the same; all processes of a run call it.
 
         Raises:
             ValueError: the folder holds a run that differs; the message says in what.
         """
         path, mine = folder / FILE, json.loads(json.dumps(dataclasses.asdict(self)))
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            _store.write_json(path, mine)
-            return
-        there, here = _store.flat(json.loads(path.read_text(encoding="utf-8"))), _store.flat(mine)
+        known = path.is_file()
+        there, here = _store.flat(json.loads(path.read_text(encoding="utf-8")) if known else mine), _store.flat(mine)
         differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
         if differing:
             told = "; ".join(f"{n}: {there.get(n)!r} there, {here.get(n)!r} here" for n in differing)
             raise ValueError(f"--run-dir {str(folder)!r} holds another run: {told}")
+        _run.together("recipe")  # each has looked
+        if not known and jax.process_index() == 0:
+            _store.write_json(path, mine)
 
 
 def load_run(folder: pathlib.Path) -> tuple[Run, jr.Classifier]:

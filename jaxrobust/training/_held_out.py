@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxrobust import _compile, _inputs, attacks
 from jaxrobust.data import Dataset, LazyDataset, Loader
@@ -40,18 +42,28 @@ def split(train: Data, config: TrainConfig, seed: int) -> tuple[Data, Data | Non
 
 
 def accuracy(classifier: Classifier, data: Data, attack: Any, key: Key, batch_size: int) -> dict[str, float]:
-    """`val_clean_acc` and, with an attack, `val_adv_acc` over a data set."""
-    totals: dict[str, float] = {}
-    for batch in Loader(data, min(batch_size, len(data)), shuffle=False).epoch(0):
+    """`val_clean_acc` and, with an attack, `val_adv_acc` over a data set, of which each process takes a share."""
+    hosts = jax.process_count()
+    rows = -(-min(batch_size, len(data)) // hosts) * hosts
+    totals: dict[str, int] = {}
+    for batch in Loader(data, rows, shuffle=False, host=jax.process_index(), hosts=hosts).epoch(0):
         for name, correct in _outcomes(classifier, batch, attack, key).items():
             totals[name] = totals.get(name, 0) + int((correct & batch.mask).sum())
-    return {name: total / len(data) for name, total in totals.items()}
+    return {name: total / len(data) for name, total in zip(totals, _summed(*totals.values()), strict=True)}
 
 
 def batch_correct(classifier: Classifier, batch: Any, attack: Any, key: Key) -> tuple[int, int]:
-    """How many examples of one batch are classified right under attack, and how many it has."""
+    """How many examples of one batch are classified right under attack, and how many it has, in all processes."""
     correct = _outcomes(classifier, batch, attack, key)["val_adv_acc"]
-    return int((correct & batch.mask).sum()), int(batch.mask.sum())
+    right, count = _summed(int((correct & batch.mask).sum()), int(batch.mask.sum()))
+    return right, count
+
+
+def _summed(*counts: int) -> list[int]:
+    """Counts of all processes together, the same in each, so that they decide alike."""
+    if jax.process_count() == 1:
+        return list(counts)
+    return multihost_utils.process_allgather(np.asarray(counts)).sum(0).tolist()
 
 
 def _outcomes(classifier: Classifier, batch: Any, attack: Any, key: Key) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from jax.experimental import multihost_utils
 from jaxrobust import _store
 from jaxrobust.data import Dataset, LazyDataset
 
-__all__ = ["describe_data", "describe_parameters", "open_run", "sigterm_deferred", "write_rows"]
+__all__ = ["describe_data", "describe_parameters", "open_run", "sigterm_deferred", "together", "write_rows"]
 
 FORMAT = 3
 CLOSE = 1e-5  # of an array's norm: machines and devices round the numbers that a network begins with differently
@@ -48,29 +49,24 @@ def open_run(
     known = path.is_file()
     if known:
         _compare(path, description, identity)
-    # Of several processes each has looked before the first one writes, and none goes on before it has.
-    _together("looked")
-    if not known and jax.process_index() == 0:
-        _begin(folder, path, description, identity)
-    _together("begun")
-    return folder
-
-
-def _begin(
-    folder: pathlib.Path, path: pathlib.Path, description: Mapping[str, Any], identity: Mapping[str, str]
-) -> None:
-    if folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
+    elif folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
         raise ValueError(
             f"run_dir must be new, empty, or the folder of a training run; {str(folder)!r} holds other files and no "
             "config.json"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    written = {"format": FORMAT, **description, "identity": identity, "versions": _store.versions()}
-    text = json.dumps(written, indent=1) + "\n"
-    _store.atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    # Of several processes each has looked before the first one writes, and none goes on before it has. What is refused
+    # is refused by all: one that stopped alone would leave the others waiting.
+    together("looked")
+    if not known and jax.process_index() == 0:
+        written = {"format": FORMAT, **description, "identity": identity, "versions": _store.versions()}
+        text = json.dumps(written, indent=1) + "\n"
+        _store.atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    together("begun")
+    return folder
 
 
-def _together(what: str) -> None:
+def together(what: str) -> None:
+    """Wait until all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
@@ -119,22 +115,25 @@ def _differing_parameters(there: Any, here: Mapping[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def sigterm_deferred() -> Iterator[Callable[[int], bool]]:
-    """Hold SIGTERM back until the context ends; what it gives tells, at each step, whether one has come.
+def sigterm_deferred() -> Iterator[Callable[[], bool]]:
+    """Hold SIGTERM back until the context ends; what it gives tells, asked once a step, whether one has come.
 
     Only the main thread may handle signals; elsewhere nothing is held back. Several processes agree on the step by
     JAX's preemption service, which has SIGTERM to itself.
     """
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        # Counted from the first step that this process takes, not of the run: the service names the step after the
+        # last that it was asked about, and so the first one where it was not asked before.
+        asked = itertools.count(1)
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(asked))
         return
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
+        yield lambda: False
         return
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
-        yield lambda step: bool(received)
+        yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGTERM, before)
         if received:

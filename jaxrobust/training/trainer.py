@@ -211,7 +211,7 @@ def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> bool:
             steps_a_second = bar.format_dict["rate"]
             bar.set_postfix(_shown(progress, steps_a_second and config.batch_size * steps_a_second))
         # asked once a step, since processes agree by that
-        terminated = disk is not None and disk.terminated(progress.step)
+        terminated = disk is not None and disk.terminated()
         if disk is None or progress.batch == job.steps_per_epoch:
             continue
         due = config.checkpoint_every is not None and progress.step % config.checkpoint_every == 0
