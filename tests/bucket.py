@@ -50,7 +50,9 @@ class Bucket(fsspec.AbstractFileSystem):
 
     def ls(self, path, detail=True, **options):
         path = self._strip_protocol(path)
-        names = [path] if self.file(path).is_file() else [n for n in self.names() if not path or n.startswith(f"{path}/")]
+        names = (
+            [path] if self.file(path).is_file() else [n for n in self.names() if not path or n.startswith(f"{path}/")]
+        )
         if not names:
             raise FileNotFoundError(path)
         found = {}

@@ -54,10 +54,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
-            self.wait()
-        finally:
-            self._orbax.close()
+        with _store.reached(self._folder):
+            try:
+                self._settle()
+            finally:
+                self._orbax.close()  # which raises again what a checkpoint has met
 
     @property
     def latest(self) -> int | None:
@@ -83,10 +84,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until what was begun is whole; what went wrong with it is raised here."""
+        with _store.reached(self._folder):
+            self._settle()
+
+    def _settle(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
-            with _store.reached(self._folder):
-                writing.result()
+            writing.result()
 
     def load(self, like: Any) -> tuple[Any, Any]:
         """Read the newest checkpoint.
