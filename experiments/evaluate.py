@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ import tyro
 import jaxrobust as jr
 from experiments.recipes.recipe import Recipe, Suite, bound, load_run
 from experiments.tables import aligned, percents
+from jaxrobust import _store
 from jaxrobust.cli import specs
 from jaxrobust.cli.evaluate import evaluated, remember_programs
 
@@ -48,8 +48,8 @@ class Options:
         progress: whether to show progress bars.
     """
 
-    run: tyro.conf.Positional[pathlib.Path]
-    out: pathlib.Path | None = None
+    run: tyro.conf.Positional[str]
+    out: str | None = None
     suite: tuple[str, ...] = ()
     attack: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -62,15 +62,16 @@ class Options:
     progress: bool = True
 
 
-def main(options: Options) -> pathlib.Path:
+def main(options: Options) -> _store.Path:
     """Evaluate, or what is left of it, print the table, and return the page."""
     began = time.perf_counter()
     remember_programs()
-    run, model = load_run(options.run)
+    folder = _store.place(options.run)
+    run, model = load_run(folder)
     recipe = run.recipe if options.alexnet is None else dataclasses.replace(run.recipe, alexnet=options.alexnet)
     suite = _chosen(recipe.suite, options)
     groups = [group for group in _planned(recipe, suite, options) if group.attacks]
-    out = options.out or options.run / "evaluation"
+    out = _store.place(options.out or folder / "evaluation")
     settings = {"run": json.loads(json.dumps(dataclasses.asdict(run))), "suite": dataclasses.asdict(suite)}
     settings |= {name: getattr(options, name) for name in ("steps", "queries", "alexnet", "seed", "columns")}
     if jr.evaluate.is_finished(out, settings):

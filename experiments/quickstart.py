@@ -26,7 +26,7 @@ from flax import nnx
 
 import jaxrobust as jr
 from experiments.tables import aligned, percents
-from jaxrobust import attacks, sets, training
+from jaxrobust import _store, attacks, sets, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Config:
 def main(config: Config) -> pathlib.Path:
     """Run the experiment, or what is left of it, and return the page."""
     began = time.perf_counter()
+    config = dataclasses.replace(config, run_dir=_store.local("--run-dir", config.run_dir))
     settings = {n: v for n, v in dataclasses.asdict(config).items() if n not in ("run_dir", "progress")}
     if jr.evaluate.is_finished(config.run_dir, settings):
         return jr.report.render(config.run_dir)

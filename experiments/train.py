@@ -12,8 +12,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import pathlib
-import shutil
 import signal
 import sys
 import textwrap
@@ -23,10 +21,11 @@ from typing import Annotated, Any, Literal
 
 import jax
 import tyro
+from etils import epath
 
 from experiments import recipes
 from experiments.recipes.recipe import Recipe, Run
-from jaxrobust import training
+from jaxrobust import _store, training
 from jaxrobust.cli import specs
 from jaxrobust.cli.evaluate import remember_programs
 from jaxrobust.cli.models import WEIGHTS
@@ -41,7 +40,7 @@ class Options:
 
     Args:
         recipe: the recipe.
-        run_dir: the run folder; by default runs/RECIPE.
+        run_dir: the run folder, a local one or gs://BUCKET/FOLDER; by default runs/RECIPE.
         seed: of all randomness.
         schedule: of the learning rate, in place of the recipe's: a name of `jaxrobust.training.SCHEDULES`.
         steps: a trial of so few steps, on as many images as it needs.
@@ -56,7 +55,7 @@ class Options:
     """
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    run_dir: pathlib.Path | None = None
+    run_dir: str | None = None
     seed: int = 0
     schedule: str | None = None
     steps: int | None = None
@@ -70,7 +69,7 @@ class Options:
     process: int | None = None
 
 
-def main(options: Options) -> pathlib.Path:
+def main(options: Options) -> _store.Path:
     """Train, or what is left of it, and return the run folder."""
     if options.steps is not None and options.steps < 1:
         raise ValueError(f"--steps must be >= 1; got {options.steps}")
@@ -80,7 +79,8 @@ def main(options: Options) -> pathlib.Path:
     if options.distributed:  # before anything asks for a device
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
     remember_programs()
-    folder, recipe = options.run_dir or pathlib.Path("runs") / options.recipe.name, options.recipe
+    recipe = options.recipe
+    folder = _store.place(options.run_dir or f"runs/{recipe.name}")
     if options.schedule is not None:
         recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, schedule=options.schedule))
     run = Run(recipe, options.seed, options.steps)
@@ -133,7 +133,7 @@ def _told(run: Run, result: training.TrainResult) -> str:
 class _Board:
     """Writes the rows of metrics.jsonl for TensorBoard, as they come, from a thread of its own."""
 
-    def __init__(self, writer: Any, path: pathlib.Path):
+    def __init__(self, writer: Any, path: _store.Path):
         self.writer, self.path, self.written, self.ended = writer, path, 0, threading.Event()
 
     def watch(self) -> None:
@@ -164,10 +164,10 @@ def _summary_writer() -> Any:
 
 
 @contextlib.contextmanager
-def _board(folder: pathlib.Path) -> Iterator[None]:
+def _board(folder: _store.Path) -> Iterator[None]:
     summary_writer = _summary_writer()
     # written anew from the log, so that a run that went on is not there twice
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    epath.Path(folder / "tensorboard").rmtree(missing_ok=True)
     with summary_writer(str(folder / "tensorboard")) as writer:
         board = _Board(writer, folder / "training" / "metrics.jsonl")
         thread = threading.Thread(target=board.watch, daemon=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-import pathlib
 import re
 import warnings
 from collections.abc import Callable, Iterable
@@ -15,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
+
+from jaxrobust import _store
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -129,11 +130,11 @@ def off_mesh(function: _Function) -> _Function:
     return placed  # type: ignore[return-value]
 
 
-def path(name: str, value: Any) -> pathlib.Path:
-    """A path, or a string that is one."""
+def path(name: str, value: Any) -> _store.Path:
+    """A path, or a string that is one, maybe of a bucket: see `_store.place`."""
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} must be a path or a string; got {told(value)}")
-    return pathlib.Path(value)
+    return _store.place(value)
 
 
 def saving(name: str, place: Any, run_id: Any) -> None:

@@ -9,14 +9,16 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
 import platform
+import tempfile
 import types
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,93 @@ try:
     import fcntl
 except ImportError:  # no Unix
     fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from pathlib import Path
+else:
+    Path = pathlib.PurePath  # one in a bucket has all methods of `pathlib.Path`, but is none
+
+BUCKETS = ("gs", "s3", "az")  # schemes of object stores
+
+
+def place(given: str | os.PathLike[str]) -> Path:
+    """Where files are, from what a user gives: on a local disk, or in a bucket, by `etils.epath`.
+
+    Args:
+        given: a local path, or one such as "gs://bucket/run"; a bucket as a string, since `pathlib` drops a slash.
+
+    Returns:
+        A `pathlib.Path`, or of a bucket what has its methods and is none.
+
+    Raises:
+        ValueError: a bucket of another kind, or one that `pathlib` has made a local folder of.
+
+    Example:
+        >>> place("runs/digits"), place("gs://bucket/run").name
+        (PosixPath('runs/digits'), 'run')
+    """
+    text = os.fspath(given)
+    scheme, found, _ = text.partition(":/")
+    whole = text.startswith(f"{scheme}://")
+    if not found or not (whole or scheme in BUCKETS):
+        return pathlib.Path(text)
+    if not (whole and scheme in BUCKETS):
+        schemes = ", ".join(f"{scheme}://" for scheme in BUCKETS)
+        raise ValueError(f"a path must be local, or a string that begins with one of {schemes}; got {text!r}")
+    from etils import epath
+
+    return epath.Path(text)
+
+
+def is_local(path: Path) -> bool:
+    """Whether what `place` gave is on a local disk: with locks and renames, and none of them elsewhere."""
+    return isinstance(path, pathlib.Path)
+
+
+def local(name: str, given: str | os.PathLike[str]) -> Path:
+    """`place`, where only a local disk will do; `name` is how the error calls it."""
+    path = place(given)
+    if not is_local(path):
+        raise ValueError(f"{name} must be on a local disk; got {str(path)!r}")
+    return path
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file to or from a bucket, by parts, so that it need not fit into memory."""
+    from etils import epath
+
+    epath.Path(source).copy(target, overwrite=True)
+
+
+@contextlib.contextmanager
+def reached(
+    folder: Path,
+    *,
+    name: str = "run_dir",
+    unless: tuple[type[Exception], ...] = (),
+    then: str = "; the same call goes on from what is whole there",
+) -> Iterator[None]:
+    """Name the place where reading or writing fails, in whatever way its kind of storage says so.
+
+    Args:
+        folder: the place.
+        name: the argument that it came from.
+        unless: errors that say enough.
+        then: what the message ends with.
+
+    Raises:
+        OSError: instead of any other; `PermissionError` stays one.
+    """
+    try:
+        yield
+    except (BlockingIOError, *unless):
+        raise
+    except Exception as error:
+        kind = PermissionError if isinstance(error, PermissionError) else OSError
+        raise kind(
+            f"{name} must be a place that can be read and written; got {str(folder)!r}: {type(error).__name__}: "
+            f"{error}{then}"
+        ) from error
 
 
 def describe(value: Any) -> Any:
@@ -64,7 +153,7 @@ def describe(value: Any) -> Any:
             digest = hashlib.sha256(array.tobytes()).hexdigest()[:16]
             return f"{array.dtype}{list(array.shape)}, sha256 {digest}"
         return array.tolist()
-    if isinstance(value, pathlib.Path):
+    if isinstance(value, pathlib.PurePath):
         return str(value)
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
 
@@ -79,17 +168,17 @@ def restored(array: np.ndarray, like: jax.Array) -> jax.Array:
     return jax.device_put(array.view(like.dtype) if array.dtype.kind == "V" else array, like.sharding)
 
 
-def write_arrays(path: pathlib.Path, /, **arrays: Any) -> None:
+def write_arrays(path: Path, /, **arrays: Any) -> None:
     """An .npz that is either the old one or the new one, never half of it."""
 
-    def write(partial: pathlib.Path) -> None:
+    def write(partial: Path) -> None:
         with partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
     atomically(path, write)
 
 
-def read_arrays(path: pathlib.Path, told: Callable[[Exception], str] | None = None) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, told: Callable[[Exception], str] | None = None) -> dict[str, np.ndarray]:
     """The arrays of an .npz.
 
     Args:
@@ -102,8 +191,9 @@ def read_arrays(path: pathlib.Path, told: Callable[[Exception], str] | None = No
     Raises:
         ValueError: the file is damaged or no .npz.
     """
-    # opened here, since NumPy leaves a file that it opened itself open when the archive is broken
-    with path.open("rb") as file:
+    # opened here, since NumPy leaves a file that it opened itself open when the archive is broken; of a bucket read
+    # here, so that a broken connection is no broken archive
+    with path.open("rb") if is_local(path) else io.BytesIO(path.read_bytes()) as file:
         try:
             with np.load(file, allow_pickle=False) as stored:
                 return dict(stored)
@@ -112,7 +202,7 @@ def read_arrays(path: pathlib.Path, told: Callable[[Exception], str] | None = No
             raise ValueError(told(error) if told else anew) from error
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """JSON that is either the old one or the new one; NaN and infinity become null, as the standard has it."""
     atomically(path, lambda partial: partial.write_text(json.dumps(_finite(value), allow_nan=False)))
 
@@ -137,8 +227,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def atomically(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
-    """What `write` puts into the path it is given becomes the file, or the file stays as it was."""
+def atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """What `write` puts into the local path it is given becomes the file, or the file stays as it was."""
+    if not is_local(path):  # a bucket takes whole objects, once all of their bytes have come
+        with tempfile.TemporaryDirectory() as folder:
+            partial = pathlib.Path(folder, path.name)
+            write(partial)
+            path.write_bytes(partial.read_bytes())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # of this very call: other threads, processes and hosts may write to the same place
     partial = path.with_name(f".{path.name[:32]}.{uuid.uuid4().hex}.partial")
@@ -152,11 +248,11 @@ def atomically(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a file that is or will be written for this run alone, by a lock beside it that says whose it is.
 
     The lock ends with the process, whatever ends that, once no process that was forked from it meanwhile is left: they
-    hold it too. Nothing is held where the system has no locks, or the folder cannot be written to.
+    hold it too. Nothing is held where the system has no locks, as in a bucket, or the folder cannot be written to.
 
     Args:
         path: the file.
@@ -165,7 +261,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
         BlockingIOError: another run holds it.
     """
     lock = path.with_name(f".{path.name}.lock")
-    handle = _lock(lock, path)
+    handle = _lock(lock, path) if is_local(path) else None
     try:
         yield
     finally:
@@ -174,7 +270,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _lock(lock: pathlib.Path, path: pathlib.Path) -> int | None:
+def _lock(lock: Path, path: Path) -> int | None:
     """A handle with the only lock on what has this name; None where there are no locks."""
     while fcntl is not None:
         try:
@@ -202,19 +298,19 @@ def _lock(lock: pathlib.Path, path: pathlib.Path) -> int | None:
     return None
 
 
-def remove(path: pathlib.Path) -> None:
+def remove(path: Path) -> None:
     """Take a file away, if there is one, for good once this returns."""
     path.unlink(missing_ok=True)
     flush_folder(path.parent)
 
 
-def flush_folder(folder: pathlib.Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Have the names in a folder on the disk itself, where the system can."""
     with contextlib.suppress(OSError):
         _flush(folder, os.O_RDONLY)
 
 
-def _flush(path: pathlib.Path, flags: int) -> None:
+def _flush(path: Path, flags: int) -> None:
     handle = os.open(path, flags)
     try:
         os.fsync(handle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from experiments.claims import (
     thresholding,
     wasserstein,
 )
+from jaxrobust import _store
 
 EXPERIMENTS = {
     "X1": perturbations.x1,
@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("experiments", nargs="+", metavar="X", choices=EXPERIMENTS, help=", ".join(EXPERIMENTS))
     parser.add_argument("--scale", choices=common.SCALES, default="cpu")
     parser.add_argument("--seeds", type=int, help="of training, instead of the scale's")
-    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs/claims"), help="kept from run to run")
-    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path("experiments/results"))
+    parser.add_argument("--runs", type=_store.place, default="runs/claims", help="kept from run to run")
+    parser.add_argument("--results", type=_store.place, default="experiments/results")
     parser.add_argument("--progress", action="store_true", help="show bars")
     given = parser.parse_args(arguments)
     scale = common.SCALES[given.scale]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -77,7 +76,7 @@ class Data:
         size: squares of so many pixels; None leaves images as they are.
         in_memory: whether the training images are held in memory.
         random_crop: whether training images are cut out at random as they are decoded, at `size` or 224 pixels.
-        folder: of prepared data sets, a local one or a mounted bucket; by default TFDS_DATA_DIR.
+        folder: of prepared data sets, a local one or gs://BUCKET/FOLDER; by default TFDS_DATA_DIR.
     """
 
     name: str
@@ -208,7 +207,7 @@ class Recipe:
         """The classifier that measures perceptual distance, or None where `alexnet` is."""
         if self.alexnet is None:
             return None
-        path = pathlib.Path(self.alexnet)
+        path = _store.place(self.alexnet)
         if path.is_dir():
             return load_run(path)[1]
         return jr.Classifier.from_nnx(jr.models.load_torchvision(path, jr.models.AlexNet(rngs=nnx.Rngs(0))))
@@ -250,25 +249,28 @@ class Run:
         limit = None if self.steps is None else self.steps * self.recipe.train.batch_size
         return self.recipe.data.load(self.recipe.data.train, limit=limit)
 
-    def save(self, folder: pathlib.Path) -> None:
+    def save(self, folder: _store.Path) -> None:
         """Write `recipe.json`, or make sure that the one that is there is the same; all processes of a run call it.
 
         Raises:
             ValueError: the folder holds a run that differs; the message says in what.
+            OSError: it cannot be read or written.
         """
         path, mine = folder / FILE, json.loads(json.dumps(dataclasses.asdict(self)))
-        known = path.is_file()
-        there, here = _store.flat(json.loads(path.read_text(encoding="utf-8")) if known else mine), _store.flat(mine)
+        with _store.reached(folder, name="--run-dir"):
+            text = path.read_text(encoding="utf-8") if path.is_file() else None
+        there, here = _store.flat(mine if text is None else json.loads(text)), _store.flat(mine)
         differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
         if differing:
             told = "; ".join(f"{n}: {there.get(n)!r} there, {here.get(n)!r} here" for n in differing)
             raise ValueError(f"--run-dir {str(folder)!r} holds another run: {told}")
         _run.together("recipe")  # each has looked
-        if not known and jax.process_index() == 0:
-            _store.write_json(path, mine)
+        if text is None and jax.process_index() == 0:
+            with _store.reached(folder, name="--run-dir"):
+                _store.write_json(path, mine)
 
 
-def load_run(folder: pathlib.Path) -> tuple[Run, jr.Classifier]:
+def load_run(folder: _store.Path) -> tuple[Run, jr.Classifier]:
     """The run that a folder holds, and the classifier that it has trained: that of the best epoch.
 
     Args:

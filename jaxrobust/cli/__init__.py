@@ -101,10 +101,10 @@ def _train(own: argparse.ArgumentParser) -> None:
     how.add_argument("--augment", default="", metavar="NAME[,...]", help="crop, flip or both")
     how.add_argument("--seed", type=int, default=0, help="of all randomness but the network's own (0)")
     how.add_argument("--devices", type=int, metavar="N", help="that share a batch; by default an accelerator's all")
-    how.add_argument("--data-dir", metavar="FOLDER", help="of prepared data sets; by default TFDS_DATA_DIR")
+    how.add_argument("--data-dir", metavar="FOLDER", help="of prepared data sets, or gs://...; else TFDS_DATA_DIR")
     how.add_argument("--size", type=int, help="resize images to squares of so many pixels")
     where = own.add_argument_group("where to")
-    where.add_argument("--out", required=True, metavar="FOLDER", help="weights.npz; training/ with log and checkpoints")
+    where.add_argument("--out", required=True, metavar="FOLDER", help="or gs://...: weights.npz; training/, the rest")
     where.add_argument("--checkpoint-every", type=int, metavar="N", help="steps; by default at each epoch's end")
     where.add_argument(
         "--progress",
@@ -151,7 +151,7 @@ def _evaluate(own: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", type=int, default=0, help="of all randomness (0)")
     how.add_argument("--lanes", type=int, default=128, help="examples in flight at once (128)")
     how.add_argument("--devices", metavar="I[,I...]", help="places among JAX's local devices; by default all")
-    how.add_argument("--data-dir", metavar="FOLDER", help="of prepared data sets; by default TFDS_DATA_DIR")
+    how.add_argument("--data-dir", metavar="FOLDER", help="of prepared data sets, or gs://...; else TFDS_DATA_DIR")
     how.add_argument("--size", type=int, help="resize images to squares of so many pixels")
     how.add_argument("--run-id", metavar="NAME", help="stands for what cannot be recognised when a run goes on")
     how.add_argument(

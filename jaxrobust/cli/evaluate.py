@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace, warned: list[str], here: contextlib.ExitSt
     if not options.out.strip():
         raise ValueError(f"--out must name a folder; got {options.out!r}")
     specs.check_seed(options.seed)
-    out = pathlib.Path(options.out)
+    out = _store.local("--out", options.out)
     budget = {"steps": options.steps, "queries": options.queries}
     groups = specs.plan(options.suite, options.attack, specs.radii(options.radius) if options.radius else (), budget)
     devices = _devices(options.devices)
@@ -175,7 +175,7 @@ def remember_programs() -> None:
 
 
 def evaluated(
-    model: Any, examples: Any, groups: list[specs.Planned], *, save_dir: pathlib.Path, **options: Any
+    model: Any, examples: Any, groups: list[specs.Planned], *, save_dir: _store.Path, **options: Any
 ) -> Evaluation:
     """Each group by itself, put together: suites on what is left, all others on every example.
 

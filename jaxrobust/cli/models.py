@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _store
 from jaxrobust.types import Classifier
 
 __all__ = ["WEIGHTS", "Failed", "load", "network", "of"]
@@ -42,7 +42,7 @@ def load(text: str, *, weights: str | None = None) -> Any:
         return of(_made(text), text)
     from jaxrobust.models import load_npz
 
-    module, path = network(text), pathlib.Path(weights)
+    module, path = network(text), _store.place(weights)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"--weights must be an .npz or the folder of a finished training run; got {weights!r}")

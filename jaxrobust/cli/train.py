@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import _checks, data, training
+from jaxrobust import _checks, _store, data, training
 from jaxrobust.cli import models, objectives, specs
 from jaxrobust.cli.evaluate import remember_programs
 from jaxrobust.cli.output import say
@@ -41,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     augment = augmentation([name for name in options.augment.split(",") if name])
     examples = specs.data_set(options.data, usual="train", data_dir=options.data_dir, size=options.size)
     network = models.network(options.model)
-    out = pathlib.Path(options.out)
+    out = _store.place(options.out)
     result = training.fit(
         network,
         examples,

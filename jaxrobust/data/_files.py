@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import re
 
 import numpy as np
@@ -47,6 +46,7 @@ def read(path: str | os.PathLike[str], split: str | None = None, *, size: int | 
     if size is not None:
         size = _checks.count("size", size)
     if path.is_dir():
+        path = _store.local("path", path)
         copy = read_local(path, path.name, size=size)
         part = _part({name: len(found.labels) for name, found in copy.splits.items()}, split, str(path))
         return _of_folder(copy, part, path)
@@ -81,7 +81,7 @@ def _part(sizes: dict[str, int], split: str | None, name: str) -> tuple[str, int
     return split_range(split, sizes, name)
 
 
-def _of_folder(copy: LocalCopy, part: tuple[str, int, int], path: pathlib.Path) -> Dataset:
+def _of_folder(copy: LocalCopy, part: tuple[str, int, int], path: _store.Path) -> Dataset:
     base, start, stop = part
     height, width, channels = copy.shape
     if height is None or width is None:
@@ -97,4 +97,4 @@ def _of_folder(copy: LocalCopy, part: tuple[str, int, int], path: pathlib.Path) 
 
 def is_path(name: str) -> bool:
     """Whether the name of data means a file or folder rather than a data set: by its looks, not by what there is."""
-    return name.endswith(".npz") or bool(re.match(r"[./~]|[A-Za-z]:[\\/]", name))
+    return name.endswith(".npz") or bool(re.match(r"[./~]|\w+:[\\/]", name))

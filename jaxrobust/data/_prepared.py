@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jaxrobust import _store
 from jaxrobust.data._formats import LocalCopy, LocalSplit, UnreadableError
 
 __all__ = ["SKIPPED", "VERSION", "data_root", "find", "names", "write"]
@@ -24,26 +25,55 @@ _EXAMPLES_A_FILE = 10_000
 _RANDOM_ACCESS = ("array_record", "parquet")
 
 
-def data_root(data_dir: str | os.PathLike[str] | None) -> Path:
+def data_root(data_dir: str | os.PathLike[str] | None) -> _store.Path:
     """The folder of prepared copies: the argument, else `TFDS_DATA_DIR`, else TensorFlow Datasets' own default."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return _store.place(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def find(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     """The TFDS builder of a prepared copy that can be read at random, or None.
 
     A copy in the published order of its examples (as `prepare` writes them) comes before the shuffled ones of TFDS,
-    a later version before an earlier.
+    a later version before an earlier. One in a bucket is copied to the local disk, once: array_record reads no other.
     """
     import tensorflow_datasets as tfds
 
-    builders = [
-        tfds.builder_from_directory(info.parent)
-        for info in (data_root(data_dir) / name).glob("*/dataset_info.json")
-        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
-        and json.loads(info.read_bytes()).get("fileFormat") in _RANDOM_ACCESS
-    ]
-    return max(builders, key=lambda builder: (builder.info.disable_shuffling, builder.version), default=None)
+    root = data_root(data_dir)
+    with _store.reached(root, name="data_dir", then=""):
+        builders = [
+            tfds.builder_from_directory(info.parent)
+            for info in (root / name).glob("*/dataset_info.json")
+            if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
+            and json.loads(info.read_bytes()).get("fileFormat") in _RANDOM_ACCESS
+        ]
+        found = max(builders, key=lambda builder: (builder.info.disable_shuffling, builder.version), default=None)
+        if found is None or _store.is_local(root):
+            return found
+        return tfds.builder_from_directory(_fetched(root / name / str(found.version)))
+
+
+def _fetched(folder: _store.Path) -> Path:
+    """A local copy of a folder in a bucket, under a name by which it is found again as long as nothing changes there.
+
+    It appears whole, whatever other processes of this machine fetch it too.
+    """
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    listed = [(file.name, file.stat().length, file.stat().mtime) for file in files]  # type: ignore[attr-defined]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxrobust" / "data"
+    copy = home / _store.identity([str(folder), listed])[:32] / folder.name
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="incomplete.", dir=home) as temporary:
+            partial = Path(temporary, folder.name)
+            partial.mkdir()
+            for file in tqdm(files, desc=f"copying {folder}", unit="file", leave=False, disable=None):
+                _store.copy(file, partial / file.name)
+            try:
+                partial.rename(copy)
+            except OSError:  # another process was faster
+                if not copy.exists():
+                    raise
+    return copy
 
 
 def names(data_dir: str | os.PathLike[str] | None) -> list[str]:
@@ -54,14 +84,20 @@ def names(data_dir: str | os.PathLike[str] | None) -> list[str]:
     return sorted(name for name in found if not name.startswith(("incomplete.", ".")))
 
 
-def write(name: str, copy: LocalCopy, data_dir: str | os.PathLike[str] | None, progress: bool) -> Path:
-    """Write a local copy as a prepared one, in place of an earlier. It appears, whole, by a rename, or not at all."""
+def write(name: str, copy: LocalCopy, data_dir: str | os.PathLike[str] | None, progress: bool) -> _store.Path:
+    """Write a local copy as a prepared one, in place of an earlier. It appears, whole, by a rename, or not at all.
+
+    In a bucket, which has no renames, the file by which it is found comes last; the earlier one goes first.
+    """
     import tensorflow_datasets as tfds
+    from etils import epath
 
     root = data_root(data_dir)
     final = root / name / VERSION
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root) as temporary:
+    here = _store.is_local(root)
+    if here:
+        root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=root if here else None) as temporary:
         folder = Path(temporary, VERSION)
         folder.mkdir()
         info = tfds.core.DatasetInfo(
@@ -91,6 +127,12 @@ def write(name: str, copy: LocalCopy, data_dir: str | os.PathLike[str] | None, p
         writer.close_all()
         if copy.skipped:
             (folder / SKIPPED).write_text("\n".join(sorted(copy.skipped)) + "\n")
+        if not here:
+            with _store.reached(root, name="data_dir", then=""):
+                epath.Path(final).rmtree(missing_ok=True)
+                for file in sorted(folder.iterdir(), key=lambda file: file.name == "dataset_info.json"):
+                    _store.copy(file, final / file.name)
+            return final
         final.parent.mkdir(exist_ok=True)
         replaced = Path(temporary, "replaced")
         if final.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _store
 from jaxrobust.data import _prepared
 from jaxrobust.data._formats import read_local
 
@@ -30,8 +31,9 @@ class Prepare:
     """The name that `load` will know it by: mnist, fashion_mnist, cifar10, imagenet100, or your own."""
     source: Annotated[Path, tyro.conf.arg(name="from")]
     """The folder of the local copy. It is only read."""
-    data_dir: Path | None = None
-    """Where prepared copies go. Default: the environment variable TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    data_dir: str | None = None
+    """Where prepared copies go, a folder or gs://BUCKET/FOLDER. Default: the environment variable TFDS_DATA_DIR, else
+    ~/tensorflow_datasets."""
     size: int | None = None
     """Resize the images of folders to squares of this many pixels, once, instead of at every reading."""
     overwrite: bool = False
@@ -42,20 +44,21 @@ class Prepare:
 
 def prepare(
     name: str,
-    source: str | Path,
+    source: str | os.PathLike[str],
     *,
-    data_dir: str | Path | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     size: int | None = None,
     overwrite: bool = False,
     skip_corrupt: bool = False,
     progress: bool = False,
-) -> Path:
+) -> _store.Path:
     """Import a local copy of a data set into array_record files; pixels, labels and order are kept exactly.
 
     Args:
         name: what `load` will know it by: lower-case letters, digits and underscores.
         source: the folder of the local copy: IDX, CIFAR-10 binary, or class folders of images.
-        data_dir: where prepared copies go; default `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+        data_dir: where prepared copies go, a folder or "gs://bucket/folder"; default `TFDS_DATA_DIR`, else
+            `~/tensorflow_datasets`.
         size: resize the images of folders (shorter side, bilinear, then centre crop) to squares of this many pixels.
         overwrite: replace a prepared copy of this name.
         skip_corrupt: leave out image files of folders that cannot be read; the folder's `skipped.txt` lists them.
@@ -78,7 +81,7 @@ def prepare(
     existing = _prepared.data_root(data_dir) / name / _prepared.VERSION
     if existing.exists() and not overwrite:
         raise FileExistsError(f"{existing} exists; pass --overwrite to replace it")
-    copy = read_local(Path(source).expanduser(), name, size=size, skip_corrupt=skip_corrupt)
+    copy = read_local(_store.local("source", source).expanduser(), name, size=size, skip_corrupt=skip_corrupt)
     return _prepared.write(name, copy, data_dir, progress)
 
 

@@ -68,7 +68,8 @@ def load(
         name: the data set.
         split: "train", "test", ... or a part: "test[:1000]", "train[10%:90%]", "train[-100:]".
         data_dir: the folder of prepared copies; default: the environment variable `TFDS_DATA_DIR`, else
-            `~/tensorflow_datasets`.
+            `~/tensorflow_datasets`. From "gs://bucket/folder" the data set is copied once to this machine's
+            `~/.cache/jaxrobust` (or `XDG_CACHE_HOME`).
         size: resize (shorter side, bilinear, then centre crop) to squares of this many pixels; needed where images
             differ in size.
         crop: in the place of `size`, `CentreCrop` or `RandomResizedCrop`; the latter only with `in_memory=False`, as a
@@ -163,7 +164,7 @@ def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
         builder.download_and_prepare()
     except Exception as error:
         raise RuntimeError(f"{ways_out} (tried: {type(error).__name__}: {error}).") from error
-    return builder
+    return _prepared.find(name, data_dir) or builder
 
 
 def _has_tensorflow() -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import pathlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -69,7 +68,7 @@ def check_unchanged(before: dict[str, str], model: Classifier | HostModel) -> No
 
 
 @contextlib.contextmanager
-def held(files: Iterable[pathlib.Path]) -> Iterator[None]:
+def held(files: Iterable[_store.Path]) -> Iterator[None]:
     """Hold save files for this run alone, see `_store.locked`."""
     with contextlib.ExitStack() as locks:
         for file in files:
@@ -85,7 +84,7 @@ def _canonical(leaf: Any) -> Any:
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
 
 
-def kept(path: pathlib.Path, attack: Attack, model: dict[str, str], run_id: str | None) -> Watch:
+def kept(path: _store.Path, attack: Attack, model: dict[str, str], run_id: str | None) -> Watch:
     """What goes on from a save file, and saves there now and then, at the end, and when an exception ends the run.
 
     Args:
@@ -144,7 +143,7 @@ class File:
         ValueError: something cannot be identified, the path is a folder, or the file is of another run or damaged.
     """
 
-    def __init__(self, path: pathlib.Path, run: Any, attack: Attack, model: dict[str, str], run_id: str | None) -> None:
+    def __init__(self, path: _store.Path, run: Any, attack: Attack, model: dict[str, str], run_id: str | None) -> None:
         self.path, self.run = path, run
         self.identity = {
             "version": _store.versions()["jaxrobust"],
@@ -166,7 +165,7 @@ class File:
         self._keep({})  # nothing yet
         self.probe = _probe(run)
         if stored is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)  # now, rather than when there is something to lose
         else:
             self._compare_answers(stored)
             self._check_whole(stored)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
+import os
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ def run_lanes(
     lanes: int = 128,
     early_stop: bool = True,
     devices: Sequence[Any] | None = None,
-    save: str | pathlib.Path | None = None,
+    save: str | os.PathLike[str] | None = None,
     run_id: str | None = None,
     progress: bool | str = False,
 ) -> LaneResult:
@@ -81,7 +81,7 @@ def run_lanes(
     wanted, given = (len(checked.images), checked.classes), model
     if logits is not None and np.shape(logits) != wanted:
         raise ValueError(f"logits must have shape {wanted}; got {np.shape(logits)}")
-    files = [] if save is None else [pathlib.Path(save)]
+    files = [] if save is None else [_checks.path("save", save)]
     with _saved.held(files):
         model = jax.device_put(model, everywhere)
         if logits is None:

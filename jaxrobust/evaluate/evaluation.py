@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+import os
 from typing import Any
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _store
 from jaxrobust.evaluate import export
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.outcomes import Outcomes
@@ -47,7 +47,7 @@ class Evaluation(Outcomes):
         """
         return list(export.example_rows(self) if examples else export.rows(self))
 
-    def to_csv(self, path: str | pathlib.Path, *, examples: bool = False) -> pathlib.Path:
+    def to_csv(self, path: str | os.PathLike[str], *, examples: bool = False) -> _store.Path:
         """Write the rows to a CSV file.
 
         Args:
@@ -74,8 +74,8 @@ class Evaluation(Outcomes):
         return export.data_frame(self.rows(examples=examples))
 
     def save_images(
-        self, folder: str | pathlib.Path, *, attack: str | None = None, model: Classifier | HostModel | None = None
-    ) -> pathlib.Path:
+        self, folder: str | os.PathLike[str], *, attack: str | None = None, model: Classifier | HostModel | None = None
+    ) -> _store.Path:
         """Write what fooled the model as PNG files, and a list of them: `images.csv`.
 
         A PNG has 8 bits a channel. Files of images that do not fool the model once they are rounded to that end in
@@ -95,9 +95,9 @@ class Evaluation(Outcomes):
             ValueError: images that are neither grey nor RGB, or an unknown attack.
         """
         names = list(self.outcomes) if attack is None else [_checks.choice("attack", attack, self.outcomes)]
-        return export.save_images(self, pathlib.Path(folder), names, model)
+        return export.save_images(self, _store.local("folder", folder), names, model)
 
-    def save(self, run_dir: str | pathlib.Path, *, title: str | None = None) -> pathlib.Path:
+    def save(self, run_dir: str | os.PathLike[str], *, title: str | None = None) -> _store.Path:
         """Write `results.json`, pictures and the page to a new run folder.
 
         Args:

@@ -6,13 +6,12 @@ import contextlib
 import csv
 import io
 import os
-import pathlib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from jaxrobust import _store
+from jaxrobust import _checks, _store
 from jaxrobust.evaluate._programs import forward, meets, rows_of
 from jaxrobust.evaluate.host import HostModel
 from jaxrobust.evaluate.outcomes import Outcomes
@@ -69,14 +68,14 @@ def example_rows(evaluation: Outcomes) -> Iterator[Row]:
             }
 
 
-def write_csv(path: str | pathlib.Path, rows: Iterable[Row]) -> pathlib.Path:
+def write_csv(path: str | os.PathLike[str], rows: Iterable[Row]) -> _store.Path:
     """Rows as a CSV file, whole or not at all; columns are the rows' names in order of their appearance."""
     rows = list(rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    path = pathlib.Path(path)
+    path = _checks.path("path", path)
     _store.atomically(path, lambda partial: partial.write_text(text.getvalue(), encoding="utf-8"))
     return path
 
@@ -117,7 +116,7 @@ def still_fooled(model: Classifier | HostModel, images: np.ndarray, goal: Criter
     return found
 
 
-def remove_images(folder: pathlib.Path, names: Collection[str] | None = None) -> list[Row]:
+def remove_images(folder: _store.Path, names: Collection[str] | None = None) -> list[Row]:
     """Take away what `save_images` has written of some attacks, ended or not: the files of its list, and no others.
 
     Args:
@@ -146,8 +145,8 @@ def remove_images(folder: pathlib.Path, names: Collection[str] | None = None) ->
 
 
 def save_images(
-    evaluation: Outcomes, folder: pathlib.Path, names: list[str], model: Classifier | HostModel | None
-) -> pathlib.Path:
+    evaluation: Outcomes, folder: _store.Path, names: list[str], model: Classifier | HostModel | None
+) -> _store.Path:
     """See `Evaluation.save_images`."""
     from jaxrobust.data._images import encode_png
 
@@ -179,6 +178,6 @@ def save_images(
     return folder
 
 
-def _half(path: pathlib.Path) -> pathlib.Path:
+def _half(path: _store.Path) -> _store.Path:
     """Where a listed file is written, before it takes its name."""
     return path.with_name(f".{path.name}.partial")

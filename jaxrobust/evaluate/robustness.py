@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 import dataclasses
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,7 +48,7 @@ def robustness(
     early_stop: bool | None = None,
     only_survivors: bool = False,
     devices: Sequence[Any] | None = None,
-    save_dir: str | pathlib.Path | None = None,
+    save_dir: str | os.PathLike[str] | None = None,
     run_id: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -111,7 +111,7 @@ def robustness(
     known = {} if save_dir is None else _saved.of_model(model, run_id)
     checked, given = enter(named.values(), model, images, labels, key=key), model
     goal = checked.goal
-    files = {} if save_dir is None else {name: pathlib.Path(save_dir) / f"{name}.npz" for name in named}
+    files = {} if save_dir is None else {name: _checks.path("save_dir", save_dir) / f"{name}.npz" for name in named}
     with _saved.held(files.values()):
         # placed here once, so that all forward passes share one program
         model = jax.device_put(model, everywhere)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import pathlib
+import os
 import platform
 import sys
 import types
@@ -26,7 +26,7 @@ from jaxrobust.types import Classifier
 __all__ = ["is_finished", "save_run"]
 
 
-def is_finished(run_dir: str | pathlib.Path, config: Any) -> bool:
+def is_finished(run_dir: str | os.PathLike[str], config: Any) -> bool:
     """Whether a folder holds the finished run of some settings, so that nothing is left to do.
 
     Args:
@@ -85,7 +85,7 @@ def _identified(settings: dict[str, Any]) -> dict[str, str | None]:
 
 
 def save_run(
-    run_dir: str | pathlib.Path,
+    run_dir: str | os.PathLike[str],
     evaluations: Sequence[Outcomes],
     *,
     title: str,
@@ -97,7 +97,7 @@ def save_run(
     seconds: float | None = None,
     pictures: int = 6,
     overwrite: bool = False,
-) -> pathlib.Path:
+) -> _store.Path:
     """Write a run folder and its page.
 
     Args:

@@ -12,7 +12,6 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -55,7 +54,7 @@ def save_npz(path: str | os.PathLike[str], model: Any) -> None:
     for name, value in arrays.items():
         if getattr(value.dtype, "kind", None) not in set("biufc"):
             raise TypeError(f"{name} must be of a type that NumPy has; got {value.dtype}")
-    _store.write_arrays(Path(path), **{name: np.asarray(value) for name, value in arrays.items()})
+    _store.write_arrays(_store.place(path), **{name: np.asarray(value) for name, value in arrays.items()})
 
 
 def load_npz(path: str | os.PathLike[str], model: Model) -> Model:
@@ -236,19 +235,19 @@ def _named(numbers: Any) -> dict[str, Any]:
 
 def _read_any(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     readers = {".npz": _read, ".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
-    suffix = Path(path).suffix
+    suffix = _store.place(path).suffix
     if suffix not in readers:
         raise ValueError(f"path must end in one of {sorted(readers)}; got {str(path)!r}")
     return readers[suffix](path)
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    return _store.read_arrays(Path(path), lambda error: f"{path} must be an .npz file of plain arrays: {error}")
+    return _store.read_arrays(_store.place(path), lambda error: f"{path} must be an .npz file of plain arrays: {error}")
 
 
 def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """A length in eight bytes, so much JSON of {name: {dtype, shape, data_offsets}}, and the arrays end to end."""
-    content = memoryview(Path(path).read_bytes())
+    content = memoryview(_store.place(path).read_bytes())
     try:
         start = 8 + int.from_bytes(content[:8], "little")
         if not 8 < start <= len(content):
@@ -272,7 +271,7 @@ def _tensor(name: str, content: memoryview, *, dtype: str, shape: list[int], dat
 
 
 def _read_torch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    if not Path(path).exists():
+    if not _store.local("path", path).exists():
         raise FileNotFoundError(f"no such file: {str(path)!r}")
     try:
         import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import sys
 from typing import Annotated
 
@@ -17,9 +16,9 @@ def main() -> None:
     """Write the page of the run named on the command line, say where it is, exit with 2 if there is none to write."""
 
     def report(
-        run_dir: Annotated[pathlib.Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")],
+        run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")],
         *,
-        output: pathlib.Path | None = None,
+        output: str | None = None,
     ) -> None:
         """Write one self-contained HTML page of an evaluation run.
 

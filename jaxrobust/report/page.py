@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
+import os
 
 import jinja2
 from markupsafe import Markup
@@ -19,7 +19,7 @@ __all__ = ["MARK", "render", "write"]
 MARK = "<!doctype html>\n<!-- jaxrobust report -->\n"
 
 
-def render(run_dir: pathlib.Path | str, *, output: pathlib.Path | str | None = None) -> pathlib.Path:
+def render(run_dir: str | os.PathLike[str], *, output: str | os.PathLike[str] | None = None) -> _store.Path:
     """Write one self-contained HTML page of an evaluation run.
 
     The page depends on nothing but the run folder, so that writing it again gives the same bytes. It is written
@@ -42,10 +42,10 @@ def render(run_dir: pathlib.Path | str, *, output: pathlib.Path | str | None = N
         PosixPath('runs/digits/report.html')
     """
     run = load(run_dir)
-    return write(run, run.folder / PAGE if output is None else pathlib.Path(output))
+    return write(run, run.folder / PAGE if output is None else _store.place(output))
 
 
-def write(run: Run, path: pathlib.Path) -> pathlib.Path:
+def write(run: Run, path: _store.Path) -> _store.Path:
     """Write the page of a run that was read.
 
     Args:
@@ -86,8 +86,8 @@ def _page(run: Run) -> str:
     )
 
 
-def _check_output(path: pathlib.Path) -> None:
-    if not path.parent.is_dir():
+def _check_output(path: _store.Path) -> None:
+    if _store.is_local(path) and not path.parent.is_dir():
         raise FileNotFoundError(f"output must lie in a folder that exists, got {str(path)!r}")
     if path.is_dir():
         raise ValueError(f"output must be a file, got the folder {str(path)!r}")

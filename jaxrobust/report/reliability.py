@@ -11,7 +11,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _store
 
 __all__ = ["reliability_diagram"]
 
@@ -34,7 +34,7 @@ def reliability_diagram(path: str | pathlib.Path, measured: Mapping[str, Any]) -
     Example:
         >>> reliability_diagram("runs/mine/reliability.svg", {"T = 1": plain, "scaled": scaled})  # doctest: +SKIP
     """
-    place = _checks.path("path", path)
+    place = _store.local("path", _checks.path("path", path))
     if not measured:
         raise ValueError("measured must hold at least one calibration; got none")
     for name, one in measured.items():

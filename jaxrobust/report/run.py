@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -66,7 +67,7 @@ class Run:
         parts: the runs that it was put together from, in the order of the models; see `several`.
     """
 
-    folder: pathlib.Path
+    folder: _store.Path
     results: Mapping[str, Any]
     pictures: Mapping[str, np.ndarray] | None
     parts: tuple[Run, ...] = ()
@@ -126,7 +127,7 @@ def diagnostics(model: Mapping[str, Any]) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "checks" in found else None
 
 
-def load(run_dir: pathlib.Path | str) -> Run:
+def load(run_dir: str | os.PathLike[str]) -> Run:
     """Read a run folder and check that it is whole.
 
     Args:
@@ -139,7 +140,7 @@ def load(run_dir: pathlib.Path | str) -> Run:
         FileNotFoundError: there is no such folder, it holds no results.json, or the pictures it names are missing.
         ValueError: the run is half-written, or its results.json is of another format or lacks a field.
     """
-    folder = pathlib.Path(run_dir)
+    folder = _store.place(run_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"run_dir must be the folder of a run; there is no folder {str(folder)!r}")
     path = folder / RESULTS
@@ -224,7 +225,7 @@ def _misfits(entry: Any, fields: Mapping[str, Any], where: str) -> Iterator[tupl
             yield f"{where}{name}", f"must be {rule}, got {entry[name]!r}"
 
 
-def _pictures(folder: pathlib.Path, results: Mapping[str, Any]) -> Mapping[str, np.ndarray] | None:
+def _pictures(folder: _store.Path, results: Mapping[str, Any]) -> Mapping[str, np.ndarray] | None:
     if results["pictures"] is None:
         return None
     if not results["pictures"] or pathlib.PureWindowsPath(results["pictures"]).name != results["pictures"]:

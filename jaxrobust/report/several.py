@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import pathlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxrobust import _store
 from jaxrobust.report.format import PAGE
 from jaxrobust.report.page import write
 from jaxrobust.report.run import Run, load
@@ -15,10 +16,10 @@ __all__ = ["merged", "render_several"]
 
 
 def render_several(
-    run_dirs: Sequence[pathlib.Path | str],
+    run_dirs: Sequence[str | os.PathLike[str]],
     *,
-    output: pathlib.Path | str = PAGE,
-) -> pathlib.Path:
+    output: str | os.PathLike[str] = PAGE,
+) -> _store.Path:
     """Write one page of several evaluation runs.
 
     Rows are the models of all runs, columns the attacks; those of one name are one column if their settings are the
@@ -40,7 +41,7 @@ def render_several(
         >>> render_several(["runs/standard", "runs/robust"], output="both.html")  # doctest: +SKIP
         PosixPath('both.html')
     """
-    return write(merged([load(folder) for folder in run_dirs]), pathlib.Path(output))
+    return write(merged([load(folder) for folder in run_dirs]), _store.place(output))
 
 
 def merged(runs: Sequence[Run]) -> Run:
@@ -93,7 +94,7 @@ def merged(runs: Sequence[Run]) -> Run:
     )
 
 
-def _titles(folders: list[pathlib.Path]) -> list[str]:
+def _titles(folders: list[_store.Path]) -> list[str]:
     """The folders' names, with as many of those above as tell them apart."""
     for depth in itertools.count(1):
         titles = ["/".join(folder.parts[-depth:]) for folder in folders]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
+import os
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxrobust import _store
 from jaxrobust.training._placement import everywhere, mesh_of
 
 __all__ = ["Checkpoints"]
@@ -26,27 +27,38 @@ class Checkpoints:
         keep: how many of the newest stay.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int = 2):
+    def __init__(self, folder: _store.Path, *, keep: int = 2):
         # Imported here because it takes a second that a run without a folder need not spend.
         from orbax.checkpoint import v1
 
+        self._folder = folder
         self._writing: Any = None
         # several processes write arrays that they share
         self._mesh = mesh_of(jax.devices(), "all") if jax.process_count() > 1 else None
-        self._orbax = v1.training.Checkpointer(
-            folder.absolute(),
-            preservation_policy=v1.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
+        with _store.reached(folder):
+            self._orbax = v1.training.Checkpointer(
+                # epath takes a bucket for relative, and would put it below the current folder
+                folder.absolute() if _store.is_local(folder) else folder,
+                preservation_policy=v1.training.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=True,
+            )
+
+    @staticmethod
+    def check(name: str, folder: str | os.PathLike[str]) -> None:
+        """That checkpoints can lie there: on a local disk, or in a bucket of the one kind that Orbax writes to."""
+        path = _store.place(folder)
+        if not _store.is_local(path) and not str(path).startswith("gs://"):
+            raise ValueError(f"{name} must be a local folder or begin with gs://; got {str(path)!r}")
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
-            self.wait()
-        finally:
-            self._orbax.close()
+        with _store.reached(self._folder):
+            try:
+                self._settle()
+            finally:
+                self._orbax.close()  # which raises again what a checkpoint has met
 
     @property
     def latest(self) -> int | None:
@@ -67,10 +79,15 @@ class Checkpoints:
         tree = jax.tree.map(np.array, jax.device_get(tree))
         if self._mesh is not None:
             tree = everywhere(tree, self._mesh)
-        self._writing = self._orbax.save_async(step, tree, force=True, custom_metadata={"progress": progress})
+        with _store.reached(self._folder):
+            self._writing = self._orbax.save_async(step, tree, force=True, custom_metadata={"progress": progress})
 
     def wait(self) -> None:
         """Wait until what was begun is whole; what went wrong with it is raised here."""
+        with _store.reached(self._folder):
+            self._settle()
+
+    def _settle(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -98,7 +97,7 @@ class Loop:
 class Disk(NamedTuple):
     """The run folder in use."""
 
-    folder: pathlib.Path
+    folder: _store.Path
     checkpoints: Checkpoints
     terminated: Any
 

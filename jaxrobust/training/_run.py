@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,49 +19,67 @@ from jax.experimental import multihost_utils
 from jaxrobust import _store
 from jaxrobust.data import Dataset, LazyDataset
 
-__all__ = ["describe_data", "describe_parameters", "open_run", "sigterm_deferred", "together", "write_rows"]
+__all__ = ["describe_data", "describe_parameters", "opened", "sigterm_deferred", "together", "write_rows"]
 
 FORMAT = 3
 CLOSE = 1e-5  # of an array's norm: machines and devices round the numbers that a network begins with differently
 
 
-def open_run(
+@contextlib.contextmanager
+def opened(
     run_dir: str | os.PathLike[str], description: Mapping[str, Any], identity: Mapping[str, str]
-) -> pathlib.Path:
-    """Make a run folder, or make sure that an existing one is of the same run.
+) -> Iterator[_store.Path]:
+    """Make a run folder, or make sure that an existing one is of the same run, and hold it for this run alone.
+
+    Of several processes of a run the first holds it, and makes it before the others look.
 
     Args:
-        run_dir: the folder.
+        run_dir: the folder; nothing is held in a bucket.
         description: what determines the run's numbers, as JSON that people can read.
         identity: the same part by part, by `_store.identity`.
 
-    Returns:
+    Yields:
         The folder.
 
     Raises:
         ValueError: if the folder holds something else, is half-written, or belongs to a run that differs.
+        BlockingIOError: another run is in it.
+        OSError: it cannot be read or written.
     """
-    folder = pathlib.Path(run_dir)
-    path = folder / "config.json"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"run_dir must be a folder; {str(folder)!r} is a file")
-    known = path.is_file()
-    if known:
-        _compare(path, description, identity)
-    elif folder.is_dir() and any(entry.suffix != ".partial" for entry in folder.iterdir()):
-        raise ValueError(
-            f"run_dir must be new, empty, or the folder of a training run; {str(folder)!r} holds other files and no "
-            "config.json"
-        )
-    # Of several processes each has looked before the first one writes, and none goes on before it has. What is refused
-    # is refused by all: one that stopped alone would leave the others waiting.
-    together("looked")
-    if not known and jax.process_index() == 0:
-        written = {"format": FORMAT, **description, "identity": identity, "versions": _store.versions()}
-        text = json.dumps(written, indent=1) + "\n"
-        _store.atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    together("begun")
-    return folder
+    folder = _store.place(run_dir)
+    path, first = folder / "config.json", jax.process_index() == 0
+    with contextlib.ExitStack() as held:
+
+        def begin() -> None:
+            if folder.exists() and not folder.is_dir():
+                raise ValueError(f"run_dir must be a folder; {str(folder)!r} is a file")
+            held.enter_context(_store.locked(path))
+            if path.is_file():
+                _compare(path, description, identity)
+            else:
+                _begin(folder, path, description, identity)
+
+        for acts, action in ((first, begin), (not first, lambda: _compare(path, description, identity))):
+            with _together(), _store.reached(folder, unless=(ValueError,)):
+                if acts:
+                    action()
+        yield folder
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """What may fail: of several processes none goes on before it is done in all, and none where it failed in one."""
+    failed = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    if jax.process_count() > 1:
+        fine = multihost_utils.process_allgather(np.array(failed is None))
+        if failed is None and not fine.all():
+            raise OSError(f"run_dir: process {fine.argmin()} could not begin; its own error says why")
+    if failed is not None:
+        raise failed
 
 
 def together(what: str) -> None:
@@ -71,12 +88,24 @@ def together(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def write_rows(folder: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _begin(folder: _store.Path, path: _store.Path, description: Mapping[str, Any], identity: Mapping[str, str]) -> None:
+    if folder.is_dir() and any(entry.suffix not in (".partial", ".lock") for entry in folder.iterdir()):
+        raise ValueError(
+            f"run_dir must be new, empty, or the folder of a training run; {str(folder)!r} holds other files and no "
+            "config.json"
+        )
+    written = {"format": FORMAT, **description, "identity": identity, "versions": _store.versions()}
+    text = json.dumps(written, indent=1) + "\n"
+    _store.atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_rows(folder: _store.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Make metrics.jsonl hold exactly these rows; of several processes the first writes."""
     if jax.process_index() != 0:
         return
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    _store.atomically(folder / "metrics.jsonl", lambda partial: partial.write_text(text, encoding="utf-8"))
+    with _store.reached(folder):
+        _store.atomically(folder / "metrics.jsonl", lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def describe_data(data: Dataset | LazyDataset) -> dict[str, Any]:
@@ -140,7 +169,7 @@ def sigterm_deferred() -> Iterator[Callable[[], bool]]:
             signal.raise_signal(signal.SIGTERM)
 
 
-def _compare(path: pathlib.Path, description: Mapping[str, Any], identity: Mapping[str, str]) -> None:
+def _compare(path: _store.Path, description: Mapping[str, Any], identity: Mapping[str, str]) -> None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -161,7 +160,8 @@ def fit_many(
         devices: how many of the local devices take chunks, or which; None for all of an accelerator's and one of a
             CPU's.
         run_dir: where to keep what is done: finished members, and every half a minute, and on SIGTERM, the state of
-            those in training; the same call goes on from there and ends with the same numbers. None for nowhere.
+            those in training; the same call goes on from there and ends with the same numbers. A local folder, or one
+            in a bucket, as for `fit`; None for nowhere.
         run_id: as for `fit`.
         progress: whether to show a progress bar.
 
@@ -172,6 +172,8 @@ def fit_many(
         TypeError: if network, images, objective or key are not what they should be, or something static has no hash.
         ValueError: if masks, positions or labels have another shape or lie outside, a member has too few examples,
             arguments disagree in M, or `run_dir` holds something else than this very run.
+        BlockingIOError: another run is in `run_dir`.
+        OSError: `run_dir` cannot be read or written; what was whole there stays so.
         InterruptedError: on SIGTERM, with a `run_dir`, once all is saved.
 
     Example:
@@ -210,9 +212,9 @@ def fit_many(
     with contextlib.ExitStack() as stack:
         disk = None
         if run_dir is not None:
-            folder = _run.open_run(run_dir, *_identified(population, objective, run_id))
-            stack.enter_context(_store.locked(folder / "running.npz"))
-            disk = _Disk(folder, stack.enter_context(_run.sigterm_deferred()))
+            told_to_end = stack.enter_context(_run.sigterm_deferred())
+            folder = stack.enter_context(_run.opened(run_dir, *_identified(population, objective, run_id)))
+            disk = _Disk(folder, told_to_end)
             finished = disk.finished()
         done = sum(len(found["row loss"]) for found in finished)
         chunks = [
@@ -273,7 +275,7 @@ def _train(population: Population, members: list[int], disk: _Disk | None, bar: 
             unread.append(metrics)
             chunk.step += 1
             bar.update()
-            stops = disk is not None and disk.terminated(chunk.step)
+            stops = disk is not None and disk.terminated()
             due = disk is not None and time.monotonic() - saved >= SAVE_EVERY
             if len(unread) == READ_EVERY or chunk.step == len(trains) or due or stops:
                 chunk.read(unread, trains[chunk.step - len(unread) : chunk.step])
@@ -294,23 +296,25 @@ def _train(population: Population, members: list[int], disk: _Disk | None, bar: 
 class _Disk:
     """The run folder in use: a file for every finished chunk, one for the chunk in training."""
 
-    folder: pathlib.Path
-    terminated: Callable[[int], bool]
+    folder: _store.Path
+    terminated: Callable[[], bool]
 
     def finished(self) -> list[dict[str, np.ndarray]]:
         return [_store.read_arrays(path) for path in sorted(self.folder.glob("members-*.npz"))]
 
     def finish(self, first: int, found: dict[str, np.ndarray]) -> None:
         # in this order, and with the members in both, so that a kill in between leaves nothing wrong
-        _store.write_arrays(self.folder / f"members-{first:08d}.npz", **found)
-        _store.remove(self.folder / "running.npz")
+        with _store.reached(self.folder):
+            _store.write_arrays(self.folder / f"members-{first:08d}.npz", **found)
+            _store.remove(self.folder / "running.npz")
 
     def save(self, chunk: _Chunk, members: list[int]) -> None:
         arrays = {f"leaf {number}": _store.raw(leaf) for number, leaf in enumerate(jax.tree.leaves(chunk.state))}
         for kind in ("sums", "rows"):
             arrays |= {f"{kind} {name}": values for name, values in getattr(chunk, kind).items()}
         place = np.array([chunk.epoch, chunk.step])
-        _store.write_arrays(self.folder / "running.npz", members=np.array(members), place=place, **arrays)
+        with _store.reached(self.folder):
+            _store.write_arrays(self.folder / "running.npz", members=np.array(members), place=place, **arrays)
 
     def restore(self, chunk: _Chunk, members: list[int]) -> None:
         path = self.folder / "running.npz"

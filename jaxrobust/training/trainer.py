@@ -98,7 +98,9 @@ def fit(
         devices: how many of the local devices share every batch, or which; None for all of an accelerator's and one of
             a CPU's. The numbers are those of one device to rounding; batch statistics are of the whole batch.
         mapping: whether the step is mapped over them by `jax.shard_map` or by `jax.pmap`; both do the same.
-        run_dir: where to log and checkpoint, or None for neither.
+        run_dir: where to log and checkpoint, or None for neither: a local folder, or "gs://bucket/run" with
+            `pip install 'jaxrobust[gcs]'`. On a local disk two runs in one folder are told apart; in a bucket you
+            see to that.
         run_id: a name of your own for the run, by which `run_dir` is known where something in the network, objective,
             augmentation or configuration cannot be recognised in another process (a connection, a lock) or changes as
             it is used. All functions and objects of yours are then known by their names alone, and you vouch for them.
@@ -112,6 +114,8 @@ def fit(
         ValueError: if images lie outside [0, 1], labels outside the network's classes, there are fewer examples than
             a batch needs, parameters are not finite, `run_dir` holds something else than this very run, or something
             cannot be identified and there is no `run_id`.
+        BlockingIOError: another run is in `run_dir`.
+        OSError: `run_dir` cannot be read or written, at first or later; what was whole there stays so.
         FloatingPointError: if the loss or its gradient becomes NaN or infinite; it names the step. Checkpoints stay.
 
     Example:
@@ -129,6 +133,8 @@ def fit(
     Reference:
         Madry et al., 2018, arXiv:1706.06083; Rice, Wong and Kolter, 2020, arXiv:2002.11569.
     """
+    if run_dir is not None:
+        Checkpoints.check("run_dir", run_dir)
     job, loop = prepare(
         network,
         train_data,
@@ -146,11 +152,10 @@ def fit(
     with contextlib.ExitStack() as stack:
         disk = None
         if run_dir is not None:
-            folder = _run.open_run(run_dir, job.description, job.identity)
-            checkpoints = Checkpoints(folder / "checkpoints")
             # Entered first and so left last: the process may only end once the last checkpoint is whole.
             told_to_end = stack.enter_context(_run.sigterm_deferred())
-            disk = Disk(folder, stack.enter_context(checkpoints), told_to_end)
+            folder = stack.enter_context(_run.opened(run_dir, job.description, job.identity))
+            disk = Disk(folder, stack.enter_context(Checkpoints(folder / "checkpoints")), told_to_end)
             disk.restore(loop)
         total = job.config.epochs * job.steps_per_epoch
         bar = stack.enter_context(

@@ -15,10 +15,12 @@ import jaxrobust as jr
 from experiments import evaluate, recipes, train
 from experiments.recipes.networks import NETWORKS
 from experiments.recipes.recipe import Run, Suite, _of_json, estimate
+from jaxrobust import _store
 from jaxrobust.cli import specs
 from jaxrobust.data import Batch
 from jaxrobust.models.trainable import Trainable
 from jaxrobust.training import TrainState, first_memory, train_step
+from tests.bucket import standing_in
 
 NAMES = list(recipes.RECIPES)
 COUNT = 6
@@ -236,8 +238,15 @@ def test_tensorboard_has_every_row_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_recipe_from_training_to_its_page(tmp_path, capsys):
-    folder = tmp_path / "run"
+@pytest.mark.parametrize("place", ["run", "gs://bucket/run"])
+def test_a_recipe_from_training_to_its_page(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with standing_in(tmp_path):
+        from_training_to_the_page(_store.place(place), tmp_path, capsys)
+    assert not (tmp_path / "gs:").exists()
+
+
+def from_training_to_the_page(folder, tmp_path, capsys):
     command = ["--recipe", "digits-at-linf", "--run-dir", str(folder), "--no-progress", "--steps", "2"]
     command += ["--objective.attacks", "fgsm:linf:0.15", "--network.width", "2", "--train.batch-size", "16"]
     train.main(train.read(command))
