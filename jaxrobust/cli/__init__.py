@@ -104,9 +104,7 @@ def _train(own: argparse.ArgumentParser) -> None:
     how.add_argument("--data-dir", metavar="FOLDER", help="of prepared data sets, or gs://...; else TFDS_DATA_DIR")
     how.add_argument("--size", type=int, help="resize images to squares of so many pixels")
     where = own.add_argument_group("where to")
-    where.add_argument(
-        "--out", required=True, metavar="FOLDER", help="or gs://...: weights.npz; training/, the rest"
-    )
+    where.add_argument("--out", required=True, metavar="FOLDER", help="or gs://...: weights.npz; training/, the rest")
     where.add_argument("--checkpoint-every", type=int, metavar="N", help="steps; by default at each epoch's end")
     where.add_argument(
         "--progress",
