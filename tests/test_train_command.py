@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxrobust import cli, training
+from jaxrobust import _store, cli, training
 from jaxrobust.cli import objectives, specs
+from tests.bucket import standing_in
 from tests.training.tiny import Linear
 
 MODEL = "tests.test_train_command:network"
@@ -31,8 +32,15 @@ def train(data, out, *more, model=MODEL):
 
 
 @pytest.mark.slow
-def test_a_network_of_ones_own(data, tmp_path, capsys):
-    out = tmp_path / "run"
+@pytest.mark.parametrize("place", ["run", "gs://bucket/run"])
+def test_a_network_of_ones_own(place, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with standing_in(tmp_path):
+        train_and_evaluate(_store.place(place), data, tmp_path, capsys)
+    assert not (tmp_path / "gs:").exists()
+
+
+def train_and_evaluate(out, data, tmp_path, capsys):
     assert train(data, out, "--set", "linf", "--radius", "8/255", "--steps", "1", "--objective", "mixed") == 0
     said = capsys.readouterr().out
     assert f"--weights {out}" in said

@@ -2,7 +2,7 @@ r"""Recipes for ImageNet-100 (every tenth class) at 224 pixels: the table of per
 
     python -m jaxrobust.data.prepare imagenet100 --from IMAGENET
     python -m experiments.train --recipe imagenet100-pat-self --distributed \
-        --data.folder bucket/tfds --run-dir bucket/runs/pat-self
+        --data.folder gs://BUCKET/tfds --run-dir gs://BUCKET/runs/pat-self
     python -m experiments.evaluate RUN --alexnet alexnet-owt-7be5be79.pth
 
 The second command is that of every host of a pod; POD.md says how it is run and what it costs. Hardware: a pod slice

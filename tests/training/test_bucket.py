@@ -10,12 +10,13 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from etils.epath.testing import mock_epath
 from flax import nnx
 
 from jaxrobust import _store
-from jaxrobust.training import TrainConfig, fit, fit_many, many, standard
+from jaxrobust.training import TrainConfig, _run, fit, fit_many, many, standard
 from tests.bucket import FORBIDDEN, standing_in
 from tests.training.test_resume import Fragile, Interrupted, train_data
 from tests.training.tiny import Linear, assert_equal, without_times
@@ -127,6 +128,11 @@ def test_another_process_takes_up_what_a_killed_one_left_in_a_bucket(bucket, und
     assert_ends_as(undisturbed, RUN)
 
 
+# what is still being written when a save fails tells an event loop that Orbax has closed by then
+late = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@late
 def test_a_bucket_without_permission(bucket, undisturbed):
     bucket.forbidden = True
     for call in (run, run_many):
@@ -170,6 +176,7 @@ def full_disk(file):
         yield
 
 
+@late
 @pytest.mark.parametrize("file", ["metrics.jsonl", "_CHECKPOINT_METADATA", "_METADATA"])
 def test_a_full_disk_leaves_the_last_checkpoint(file, undisturbed, tmp_path):
     message = rf"^run_dir must be .*'{tmp_path}.*No space left on device.*goes on from what"
@@ -178,6 +185,16 @@ def test_a_full_disk_leaves_the_last_checkpoint(file, undisturbed, tmp_path):
     # that of step 10 may still be on its way as the disk fills up
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} >= {"5"}
     assert_ends_as(undisturbed, tmp_path)
+
+
+def test_no_process_waits_for_one_that_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(_run.multihost_utils, "process_allgather", lambda fine: np.array([fine, False]))
+    with pytest.raises(OSError, match="run_dir: process 1 could not begin"), _run.opened(tmp_path / "run", {}, {}):
+        pass
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(ValueError, match="run_dir must be new, empty"), _run.opened(tmp_path, {}, {}):
+        pass
 
 
 def test_a_run_holds_its_folder(tmp_path):

@@ -280,6 +280,7 @@ IMAGES, LABELS = np.zeros((40, 4, 4, 1), np.float32), np.arange(40) % 2
         (bad(train_data=(IMAGES, LABELS + 1)), ValueError, r"labels must lie in \[0, 2\), the network's classes"),
         (bad(train_data=(IMAGES, LABELS - 1)), ValueError, "train_data: labels must lie in"),
         (bad(train_data=(IMAGES + 2, LABELS)), ValueError, r"train_data: images must lie in \[0, 1\]"),
+        (bad(train_data=(IMAGES * np.nan, LABELS)), ValueError, "train_data: images must lie in .*; got .* from nan"),
         (bad(train_data=(IMAGES[:0], LABELS[:0])), ValueError, "train_data: images must not be empty"),
         (bad(train_data=(IMAGES[..., 0], LABELS)), ValueError, r"train_data: images must have shape \(N, H, W, C\)"),
         (bad(train_data=IMAGES), TypeError, "train_data must be a jaxrobust.data.Dataset or a pair"),

@@ -168,6 +168,7 @@ def test_sigterm_saves_and_takes_its_course(undisturbed, tmp_path):
         ({"objective": standard()}, r"objective\.type: 'Adversarial' there, 'Standard' here"),
         ({"key": 1}, r"differs in key: "),
         ({"seed": 1}, r"differs in parameters: "),
+        ({"network": Mlp(16, 2, nnx.Rngs(0))}, r"differs in parameters: .*; network: what .*Mlp is made of"),
     ],
 )
 def test_another_runs_folder_is_refused(changes, message, finished):
