@@ -205,10 +205,10 @@ def same_key_gives_the_same(case: ObjectiveCase) -> None:
 
 @law(OBJECTIVE_LAWS)
 def neighbours_do_not_matter(case: ObjectiveCase) -> None:
-    """An example has the same loss whatever batch it comes in, if the network has no batch statistics."""
+    """An example has the same loss alone as in a batch, if the network has no batch statistics."""
     if not case.alone:
         return
-    order = np.array([5, 2, 7])
+    order = np.array([5])
     part = jax.tree.map(lambda leaf: leaf[order], case.batch())
     losses, aux = case.run(case.learner(), part)
     near(losses, case.result[0][order], "losses in another batch", atol=1e-5, rtol=1e-5)
