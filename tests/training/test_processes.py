@@ -54,7 +54,8 @@ def begin(folder, *, pause=0.0):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)}
+    settings = {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**os.environ, **settings}
     command = [sys.executable, "-m", "tests.training.test_processes", address]
     return [
         subprocess.Popen(
@@ -92,6 +93,7 @@ def terminate_one_at_a_checkpoint(workers, run_dir):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised(False)
 def test_processes_make_the_run_of_one(tmp_path):
     first, second = terminate_one_at_a_checkpoint(begin(tmp_path, pause=0.5), tmp_path / "run")
     assert first == second < STEPS
