@@ -39,19 +39,20 @@ class Tiny(nnx.Module):
         return self.dense(nnx.relu(self.norm(self.conv(images))).mean((1, 2)))
 
 
-def begin(run, data, *options):
+def begin(run, data):
     """The command of POD.md on each of two hosts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "tests.experiments.test_pod", *RECIPE, "--data.folder", data, "--run-dir", run]
-    command += ["--distributed", "--coordinator", address, "--processes", "2", *options]
+    command += ["--distributed", "--coordinator", address, "--processes", "2"]
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{data}/programs")
     environment = {
         **os.environ,
         "JAX_NUM_CPU_DEVICES": "2",
         "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return [
@@ -83,6 +84,7 @@ def made(run):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised(False)
 def test_killed_on_two_hosts_it_ends_as_undisturbed(tmp_path, monkeypatch):
     data, killed, whole, alone = (tmp_path / name for name in ("data", "killed", "whole", "alone"))
     prepare("imagenet100", write_tree(tmp_path / "tree", classes=100, train=2, test=1), data_dir=data)

@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 
 from jaxrobust.data import Loader
-from tests.training.test_devices import CONFIG, assert_near, numbers, run
+from tests.training.test_devices import ATTACKS, CONFIG, assert_near, numbers, run
 from tests.training.tiny import assert_equal, without_times
 
 ROOT = pathlib.Path(__file__).parents[2]
 # what is held out and what is watched is shared among processes, which decide alike
-WATCHING = dataclasses.replace(CONFIG, validation=0.2, stop_on_overfitting=True)
+WATCHING = {
+    "config": dataclasses.replace(CONFIG, validation=0.2, stop_on_overfitting=True),
+    "validation_attack": ATTACKS[0],
+}
 STEPS = 8
 
 
@@ -29,7 +32,7 @@ def main(address, index, folder, pause):
     """One of the processes: the run by both mappings, and what came of it."""
     jax.distributed.initialize(address, 2, int(index))
     slow_down(float(pause))
-    found = run(config=WATCHING, run_dir=pathlib.Path(folder) / "run")
+    found = run(**WATCHING, run_dir=pathlib.Path(folder) / "run")
     assert_near(run(mapping="pmap"), run())
     rows = without_times(found.history)
     (pathlib.Path(folder) / f"{index}.pickle").write_bytes(pickle.dumps((rows, jax.device_get(numbers(found)))))
@@ -51,7 +54,8 @@ def begin(folder, *, pause=0.0):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT)}
+    settings = {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**os.environ, **settings}
     command = [sys.executable, "-m", "tests.training.test_processes", address]
     return [
         subprocess.Popen(
@@ -89,12 +93,13 @@ def terminate_one_at_a_checkpoint(workers, run_dir):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised(False)
 def test_processes_make_the_run_of_one(tmp_path):
     first, second = terminate_one_at_a_checkpoint(begin(tmp_path, pause=0.5), tmp_path / "run")
     assert first == second < STEPS
     assert (tmp_path / "run" / "checkpoints" / str(first)).is_dir()
     end(begin(tmp_path))
-    alone = run(config=WATCHING)
+    alone = run(**WATCHING)
     assert alone.history[-1]["step"] == STEPS
     (rows, first), (same_rows, second) = results(tmp_path)
     assert rows == same_rows
@@ -103,7 +108,7 @@ def test_processes_make_the_run_of_one(tmp_path):
     for row, expected in zip(rows, without_times(alone.history), strict=True):
         assert row == pytest.approx(expected, abs=1e-4)
     # finished, and so read from its checkpoint by a single process with one device
-    assert_near(run(config=WATCHING, run_dir=tmp_path / "run"), alone)
+    assert_near(run(**WATCHING, run_dir=tmp_path / "run"), alone)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == CONFIG.epochs
 
 
