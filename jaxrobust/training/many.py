@@ -273,7 +273,7 @@ def _train(population: Population, members: list[int], disk: _Disk | None, bar: 
             unread.append(metrics)
             chunk.step += 1
             bar.update()
-            stops = disk is not None and disk.terminated(chunk.step)
+            stops = disk is not None and disk.terminated()
             due = disk is not None and time.monotonic() - saved >= SAVE_EVERY
             if len(unread) == READ_EVERY or chunk.step == len(trains) or due or stops:
                 chunk.read(unread, trains[chunk.step - len(unread) : chunk.step])
@@ -295,7 +295,7 @@ class _Disk:
     """The run folder in use: a file for every finished chunk, one for the chunk in training."""
 
     folder: pathlib.Path
-    terminated: Callable[[int], bool]
+    terminated: Callable[[], bool]
 
     def finished(self) -> list[dict[str, np.ndarray]]:
         return [_store.read_arrays(path) for path in sorted(self.folder.glob("members-*.npz"))]
