@@ -155,7 +155,8 @@ class Objective(Protocol):
     objective has `memory_gradient = True`, else None.
 
     One whose radius is not an attack's may have `warmed_up(share)`, which gives the objective at that share of it, for
-    `TrainConfig.radius_warmup`.
+    `TrainConfig.radius_warmup`. One that speaks of examples by their place has `examples`, of how many it speaks;
+    `fit` and `fit_many` refuse it for another number of examples.
     """
 
     def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
@@ -165,7 +166,7 @@ class Objective(Protocol):
             key: this step's key.
             learner: the network.
             batch: `images` (N, H, W, C) float32 in [0, 1] after augmentation, `labels` (N,), `index` (N,) the
-                examples' places in the data set, from which their own keys come.
+                examples' places in the data that `fit` was given, from which their own keys come.
 
         Returns:
             The losses and an `Aux`.

@@ -123,11 +123,16 @@ class GroupDRO:
 
     groups: Any
     rate: Number = 0.01
+    count: int = 1  # of groups
+
+    @property
+    def examples(self) -> int:
+        """Of how many examples it speaks; see `Objective`."""
+        return self.groups.shape[-1]
 
     def init(self, learner: Learner, batch: Any) -> Any:
         """Equal weights; see `Objective`."""
-        count = int(jnp.max(jnp.asarray(self.groups))) + 1
-        return jnp.full((count,), 1 / count, jnp.float32)
+        return jnp.full((self.count,), 1 / self.count, jnp.float32)
 
     def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Objective`."""
@@ -144,8 +149,8 @@ class GroupDRO:
     def remember(self, memory: Any, sums: Any, gradient: Any) -> Any:
         """q_g ∝ q_g exp(η ℓ_g); see `Objective`."""
         losses = sums["loss"] / jnp.maximum(sums["member"], 1)
-        raised = memory * jnp.exp(jnp.asarray(self.rate, memory.dtype) * losses)
-        return raised / raised.sum()
+        weights = jnp.log(jnp.maximum(memory, jnp.finfo(memory.dtype).tiny))  # one that was once 0 may come back
+        return jax.nn.softmax(weights + jnp.asarray(self.rate, memory.dtype) * losses)
 
 
 def _highest(losses: PerExample, batch: Any, axis_name: str | None) -> Any:
@@ -220,8 +225,9 @@ def group_dro(groups: Any, *, rate: Number = 0.01) -> GroupDRO:
     """Group DRO: min_θ max_g E[ℓ | g], by weights q_g ∝ q_g exp(η ℓ_g) and the loss Σ q_g ℓ_g of a batch.
 
     Args:
-        groups: (count,) integers from 0, the group of every example of the data set, by its place in it. A group
-            that a batch lacks counts as 0 there.
+        groups: (count,) integers from 0, the group of every example of the data that `fit` is given, those held out
+            too, by its place in it. A group that a batch lacks, or with `accumulate` a part of it, counts as 0 there,
+            which shrinks the loss: let parts be large enough to hold all groups.
         rate: η ≥ 0.
 
     Returns:
@@ -243,4 +249,4 @@ def group_dro(groups: Any, *, rate: Number = 0.01) -> GroupDRO:
         raise TypeError(f"groups must be integers; got {found.dtype}")
     if found.ndim != 1 or not found.size or int(found.min()) < 0:
         raise ValueError(f"groups must be numbers from 0 of shape (count,); got {_checks.told(groups)}")
-    return GroupDRO(found, _checks.number("rate", rate))
+    return GroupDRO(found, _checks.number("rate", rate), int(found.max()) + 1)
