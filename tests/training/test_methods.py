@@ -424,7 +424,8 @@ def test_radii_outside_of_attacks_warm_up_too():
 def worst_mean(kind, amount, losses):
     """By definition, in NumPy."""
     if kind == "kl":
-        return amount * np.log(np.mean(np.exp(losses / amount)))
+        above = losses - losses.max()  # whose exponentials do not overflow
+        return losses.max() + amount * np.log1p(np.mean(np.expm1(above / amount)))
     if kind == "chi2":
         return losses.mean() + np.sqrt(2 * amount * losses.var() / len(losses))
     return min(eta + np.maximum(losses - eta, 0).mean() / amount for eta in losses)
@@ -433,9 +434,20 @@ def worst_mean(kind, amount, losses):
 @pytest.mark.parametrize(("kind", "amount"), [("cvar", 0.3), ("cvar", 1.0), ("kl", 0.2), ("chi2", 0.5)])
 def test_worst_reweightings_by_definition(kind, amount):
     network, batch = Mlp(16, 3, nnx.Rngs(0)), make_batch(count=16)
-    losses, aux, gradient = asked(training.reweighted(kind, amount), network, batch)
+    objective = training.reweighted(kind, amount)
+    losses, aux, gradient = asked(objective, network, batch)
     each = aux.means["mean_loss"].astype(np.float64)
     np.testing.assert_allclose(losses, worst_mean(kind, amount, each), rtol=1e-5)
+    # as those of a part that only fills the batch; the loss of a filler, however high, is nobody's
+    nothing, _, _ = asked(objective, network, batch._replace(mask=np.zeros(16, np.float32)))
+    assert np.isfinite(nothing).all()
+    worst_of = jax.jit(lambda losses, mask: objective._worst(losses, batch._replace(mask=mask), None))
+    for scale in (1e-12, 1e-8, 1e6):
+        rows, mask = np.float32(scale * np.append(each, 1e6)), np.arange(17) < 16
+        weights, value = worst_of(rows, mask)
+        np.testing.assert_allclose(value, worst_mean(kind, amount, rows[:16].astype(np.float64)), rtol=1e-4)
+        np.testing.assert_allclose(weights[:16].mean(), 1, rtol=1e-4)
+        assert np.isfinite(weights).all()
     learner = learner_of(network)
 
     def worst(params):

@@ -86,34 +86,38 @@ class Reweighted:
         return value + weights * (losses - jax.lax.stop_gradient(losses)), Aux(after.state, means, {})
 
     def _worst(self, losses: PerExample, batch: Any, axis_name: str | None) -> tuple[PerExample, Any]:
-        """Weights of mean 1, and the worst mean."""
+        """Weights of mean 1, and the worst mean; of padding alone any numbers."""
         losses = jax.lax.stop_gradient(losses)
         amount = jnp.asarray(self.amount, losses.dtype)
-        count = jnp.maximum(total(jnp.ones_like(losses), batch, axis_name), 1)
+        count = total(jnp.ones_like(losses), batch, axis_name)
+        if batch.mask is not None:
+            batch = batch._replace(mask=batch.mask.astype(bool) | (count == 0))
+        count = jnp.where(count == 0, total(jnp.ones_like(losses), batch, axis_name), count)
 
         def mean(values: PerExample) -> Any:
             return total(values, batch, axis_name) / count
 
-        if self.kind == "chi2":
-            centred = losses - mean(losses)
-            spread = jnp.sqrt(jnp.maximum(mean(jnp.square(centred)), 1e-12))
-            scale = jnp.sqrt(2 * amount / count)
-            return 1 + scale * centred / spread, mean(losses) + scale * spread
-        if self.kind == "kl":
-            top = _highest(losses, batch, axis_name)
-            raised = jnp.exp((losses - top) / amount)
-            return raised / mean(raised), top + amount * jnp.log(mean(raised))
         low, high = -_highest(-losses, batch, axis_name), _highest(losses, batch, axis_name)
-
-        def halve(_: Any, bracket: tuple[Any, Any]) -> tuple[Any, Any]:
-            middle = (bracket[0] + bracket[1]) / 2
-            above = mean((losses > middle).astype(losses.dtype)) > amount
-            return jnp.where(above, middle, bracket[0]), jnp.where(above, bracket[1], middle)
-
-        eta = jax.lax.fori_loop(0, 40, halve, (low, high))[1]  # the (1 − a)-quantile
-        over = (losses > eta).astype(losses.dtype)
-        tied = ((losses <= eta) & (losses >= eta - 1e-6)).astype(losses.dtype)
-        left = jnp.maximum(amount - mean(over), 0) / jnp.maximum(mean(tied), 1 / count)
+        losses = jnp.clip(losses, low, high)  # of padding, which could overflow
+        if self.kind == "chi2":
+            # in units of the range, since squares of tiny losses vanish and the mean of equal ones is another by rounding
+            width = high - low
+            place = (losses - low) / jnp.where(width > 0, width, 1)
+            middle = mean(place)
+            spread = jnp.sqrt(mean(jnp.square(place - middle)))
+            scale = jnp.sqrt(2 * amount / count)
+            weights = 1 + scale * (place - middle) / jnp.where(spread > 0, spread, 1)
+            return weights, low + width * (middle + scale * spread)
+        if self.kind == "kl":
+            below = (losses - high) / amount
+            raised = jnp.exp(below)
+            return raised / mean(raised), high + amount * jnp.log1p(mean(jnp.expm1(below)))
+        each = jnp.where(batch.mask, losses, -jnp.inf) if batch.mask is not None else losses
+        each = each if axis_name is None else jax.lax.all_gather(each, axis_name, tiled=True)
+        last = jnp.minimum((amount * count).astype(jnp.int32), count.astype(jnp.int32) - 1)
+        eta = -jnp.sort(-each)[last]  # the (1 − a)-quantile
+        over, tied = (losses > eta).astype(losses.dtype), (losses == eta).astype(losses.dtype)
+        left = jnp.maximum(amount - mean(over), 0) / mean(tied)
         return (over + left * tied) / amount, eta + mean(jnp.maximum(losses - eta, 0)) / amount
 
 
