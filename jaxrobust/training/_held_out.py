@@ -33,7 +33,7 @@ def as_dataset(name: str, data: Any) -> Data:
 
 
 def split(train: Data, config: TrainConfig, seed: int) -> tuple[Data, Data | None, np.ndarray]:
-    """Hold out a random part of the data, as `TrainConfig.validation` says: what trains, what not, places of the first."""
+    """What trains, what `TrainConfig.validation` holds out of it at random, and the places of what trains."""
     count = min(round(config.validation * len(train)), config.validation_limit)
     if count == 0:
         return train, None, np.arange(len(train))

@@ -18,7 +18,7 @@ from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
 from jaxrobust.training._placement import Placement, placement
 from jaxrobust.training.config import TrainConfig
-from jaxrobust.training.objectives.core import Objective, inner_attacks
+from jaxrobust.training.objectives.core import Objective, inner_attacks, inner_sets
 from jaxrobust.training.step import Augment, TrainState, first_memory
 from jaxrobust.types import Classifier, Key
 
@@ -153,8 +153,9 @@ def prepare(
     own = inner_attacks(objective)
     if not own and config.stop_on_overfitting:
         raise ValueError(f"stop_on_overfitting needs an objective with an attack; got {objective!r}")
-    if validation_attack is None and own:
-        each = [attacks.pgd(attack.set, steps=10) for attack in own]
+    sets = inner_sets(objective)
+    if validation_attack is None and sets:
+        each = [attacks.pgd(one, steps=10) for one in sets]
         validation_attack = each[0] if len(each) == 1 else attacks.worst_of(*each)
     if len(train) < config.batch_size and config.drop_last:
         raise ValueError(

@@ -14,7 +14,19 @@ import jaxrobust.training.trainer as trainer
 from jaxrobust import attacks, data
 from jaxrobust.models import SmallCNN
 from jaxrobust.sets import L2, Linf, Perceptual
-from jaxrobust.training import TrainConfig, adversarial, fit, group_dro, group_smoothing, mixed, several, standard
+from jaxrobust.training import (
+    TrainConfig,
+    adversarial,
+    fit,
+    free,
+    group_dro,
+    group_smoothing,
+    llr,
+    mixed,
+    several,
+    standard,
+)
+from jaxrobust.training._job import prepare
 from jaxrobust.types import Classifier, pytree
 from tests.training.tiny import Mlp, assert_equal, without_times
 
@@ -327,7 +339,14 @@ def test_examples_are_known_by_their_place_in_the_data_given(pairs):
     assert [row["placed"] for row in result.history] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("objective", [free(0.1), llr(Linf(0.1))])
+def test_sets_without_an_attack_are_validated_on(pairs, objective):
+    options = {"devices": None, "mapping": "shard_map", "saved": False, "run_id": None}
+    job, _ = prepare(network(), pairs, objective, jax.random.key(0), CONFIG, None, None, None, **options)
+    assert (job.attack.steps, job.attack.set) == (10, Linf(0.1))
+
+
 @pytest.mark.parametrize("objective", [group_dro([0, 1] * 30), group_smoothing([0] * 60, [0.9])])
 def test_groups_of_other_data_are_refused(pairs, objective):
-    with pytest.raises(ValueError, match="objective: Group.* must speak of all 80 examples .*; got groups of 60"):
+    with pytest.raises(ValueError, match=r"objective: Group.* must speak of all 80 examples .*; got groups of 60"):
         run(network(), pairs, objective=objective, config=CONFIG)
