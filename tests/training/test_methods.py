@@ -137,6 +137,12 @@ def test_free_training_starts_as_standard_and_its_perturbation_stays_in_the_ball
         )
     assert np.abs(state.memory).max() <= np.float32(0.1)
     assert 0 < metrics["delta_linf"] <= np.float32(0.1) + 1e-6
+    assert metrics["nan_delta"] == 0
+    broken = objective.remember(state.memory, None, jnp.ones_like(state.memory).at[:2, 0].set(jnp.nan))
+    state = dataclasses.replace(state, memory=broken)
+    state, metrics = compiled_step(objective, trainable, optimizer, state, batch, jax.random.key(0))
+    assert metrics["nan_delta"] == 2
+    assert np.isfinite(state.memory).all()
 
 
 def evaluated_images(trainable, state, batch):
@@ -327,6 +333,26 @@ def test_singular_values_go_to_one_and_weights_into_their_bound(rng):
     np.testing.assert_allclose(
         optax.apply_updates({"w": jnp.array([0.5, 1.02, 2.0])}, updates)["w"], [-0.05, 0.02, 0.05], atol=1e-6
     )
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=10_000), jnp.float32)
+    for bound in (0.01, 0.3, 1 / 3):
+        rule = training.clip_weights(bound=bound)
+        moved = optax.apply_updates(weights, rule.update(0.1 * weights, rule.init(weights), weights)[0])
+        assert np.float32(bound) * (1 - 1e-5) < jnp.abs(moved).max() <= np.float32(bound)
+
+
+def test_an_average_classifies_clean_images_once():
+    sizes = []
+
+    def apply(params, images):
+        sizes.append(len(images))
+        return images.reshape(len(images), -1)[:, :3] * params
+
+    trainable, params, state = Trainable.from_function(apply, jnp.ones(()))
+    batch = jax.tree.map(jnp.asarray, make_batch())
+    learner, objective = Learner(trainable, params, state), training.several(FGSM, FGSM, combine="average")
+    _, aux = jax.eval_shape(objective, jax.random.key(0), learner, batch)
+    assert sizes.count(16) == 1  # the adversarial images of both, in training
+    assert set(aux.means) == {"adv_acc", "clean_acc", "delta_linf", "delta_l2"}
 
 
 class Normalised(nnx.Module):

@@ -100,7 +100,7 @@ class Reweighted:
         low, high = -_highest(-losses, batch, axis_name), _highest(losses, batch, axis_name)
         losses = jnp.clip(losses, low, high)  # of padding, which could overflow
         if self.kind == "chi2":
-            # in units of the range, since squares of tiny losses vanish and the mean of equal ones is another by rounding
+            # in units of the range: squares of tiny losses vanish, and equal ones differ from their mean by rounding
             width = high - low
             place = (losses - low) / jnp.where(width > 0, width, 1)
             middle = mean(place)
