@@ -435,6 +435,8 @@ def test_the_bound_of_one_price_holds_for_what_others_reach():
         assert other.losses.mean() <= bound.at(other.costs.mean()) + 1e-4
     assert bound.at(bound.costs.mean()) == pytest.approx(bound.losses.mean())
     _, aux, _ = asked(training.wrm(gamma=1.0, steps=100), network, batch)
+    assert {"delta_linf", "delta_l2"} <= set(aux.means)
+    assert set(aux.counts) == {"nan_delta"}
     np.testing.assert_allclose(aux.means["cost"], bound.costs, rtol=1e-4)
     with pytest.raises(ValueError, match="budget must be finite and >= 0"):
         bound.at(-1.0)
