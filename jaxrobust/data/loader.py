@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from jaxrobust import _checks
+from jaxrobust import _checks, _inputs
 from jaxrobust.data._dataset import Dataset, LazyDataset
 from jaxrobust.data._images import to_float
 
@@ -26,7 +26,8 @@ class Batch(NamedTuple):
         images: (B, H, W, C) float32 in [0, 1], or uint8 where the loader's `as_bytes` is True.
         labels: (B,) int32.
         mask: (B,) bool, False for rows that only fill the batch. They repeat other examples whole, index included.
-        index: (B,) int32, the examples' positions in the data set, from which per-example keys are made.
+        index: (B,) int32, the examples' positions in the data set (or the loader's `places` of them), from which
+            per-example keys are made.
     """
 
     images: Any
@@ -55,10 +56,12 @@ class Loader:
             `augment.to_float` makes the same floats of them.
         prefetch: how many batches to read ahead; 0 reads in the caller's thread.
         workers: threads that read the examples of a batch; default: one a CPU for images on disk, else 1.
+        places: (N,) integers, what `Batch.index` says of each example, such as where it stands in the data that
+            `dataset` is a part of; default: 0..N-1.
 
     Raises:
         TypeError: `dataset` is none of these, or a count is not an integer.
-        ValueError: a number out of its range, or a data set too small for a batch.
+        ValueError: a number out of its range, a data set too small for a batch, or `places` of another length.
 
     Example:
         >>> loader = Loader((np.zeros((5, 2, 2, 1), np.uint8), np.arange(5)), 2, shuffle=False)
@@ -79,6 +82,7 @@ class Loader:
         as_bytes: bool = False,
         prefetch: int = 2,
         workers: int | None = None,
+        places: Any = None,
     ) -> None:
         if isinstance(dataset, tuple) and len(dataset) == 2:
             dataset = Dataset.from_arrays(*dataset)
@@ -102,6 +106,9 @@ class Loader:
                 f"dataset must fill a batch; got {len(dataset)} examples for batch_size {batch_size} with "
                 f"drop_last={drop_last}"
             )
+        self.places = np.arange(len(dataset)) if places is None else _inputs.as_array("places", places)
+        if self.places.shape != (len(dataset),) or not np.issubdtype(self.places.dtype, np.integer):
+            raise ValueError(f"places must be integers of shape ({len(dataset)},); got {_checks.told(places)}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed: Any = None if seed is None else _checks.count("seed", seed, low=0)
@@ -175,7 +182,7 @@ class Loader:
         images, labels = self._fetch(index, None if self.seed is None else (self.seed, number), mapped)
         if not (self.as_bytes and images.dtype == np.uint8):
             images = to_float(images)
-        return Batch(images, labels, places < len(order), index.astype(np.int32))
+        return Batch(images, labels, places < len(order), self.places[index].astype(np.int32))
 
     def _fetch(self, index: np.ndarray, key: tuple[int, int] | None, mapped: Any) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(self.dataset, LazyDataset):

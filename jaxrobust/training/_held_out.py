@@ -32,13 +32,14 @@ def as_dataset(name: str, data: Any) -> Data:
     raise TypeError(f"{name} must be a jaxrobust.data.Dataset or a pair (images, labels); got {type(data).__name__}")
 
 
-def split(train: Data, config: TrainConfig, seed: int) -> tuple[Data, Data | None]:
-    """Hold out a random part of the training data, as `TrainConfig.validation` says."""
+def split(train: Data, config: TrainConfig, seed: int) -> tuple[Data, Data | None, np.ndarray]:
+    """What trains, what `TrainConfig.validation` holds out of it at random, and the places of what trains."""
     count = min(round(config.validation * len(train)), config.validation_limit)
     if count == 0:
-        return train, None
+        return train, None, np.arange(len(train))
     order = np.random.default_rng(seed).permutation(len(train))
-    return train[np.sort(order[count:])], train[np.sort(order[:count])]
+    places = np.sort(order[count:])
+    return train[places], train[np.sort(order[:count])], places
 
 
 def accuracy(classifier: Classifier, data: Data, attack: Any, key: Key, batch_size: int) -> dict[str, float]:

@@ -18,11 +18,11 @@ from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
 from jaxrobust.training._placement import Placement, placement
 from jaxrobust.training.config import TrainConfig
-from jaxrobust.training.objectives.core import Objective, inner_attacks
+from jaxrobust.training.objectives.core import Objective, inner_attacks, inner_sets
 from jaxrobust.training.step import Augment, TrainState, first_memory
 from jaxrobust.types import Classifier, Key
 
-__all__ = ["FREE", "Disk", "Job", "Loop", "Progress", "apart", "check_fit", "prepare"]
+__all__ = ["FREE", "Disk", "Job", "Loop", "Progress", "apart", "check_examples", "check_fit", "prepare"]
 
 # settings that change no number
 FREE = ("log_every", "checkpoint_every")
@@ -144,15 +144,18 @@ def prepare(
     order_key, split_key, step_key, validation_key = jax.random.split(key, 4)
     if validation_data is None:
         separate = None
-        train, held_out = _held_out.split(train, config, _seed(split_key))
+        train, held_out, places = _held_out.split(train, config, _seed(split_key))
     else:
+        places = np.arange(len(train))
         separate = held_out = _held_out.as_dataset("validation_data", validation_data)
     check_fit(trainable.classifier(params, state), train, held_out)
+    check_examples(objective, len(given))
     own = inner_attacks(objective)
     if not own and config.stop_on_overfitting:
         raise ValueError(f"stop_on_overfitting needs an objective with an attack; got {objective!r}")
-    if validation_attack is None and own:
-        each = [attacks.pgd(attack.set, steps=10) for attack in own]
+    sets = inner_sets(objective)
+    if validation_attack is None and sets:
+        each = [attacks.pgd(one, steps=10) for one in sets]
         validation_attack = each[0] if len(each) == 1 else attacks.worst_of(*each)
     if len(train) < config.batch_size and config.drop_last:
         raise ValueError(
@@ -168,6 +171,7 @@ def prepare(
         host=jax.process_index(),
         hosts=jax.process_count(),
         as_bytes=True,
+        places=places,
     )
     replays = getattr(objective, "replays", 1)
     total = config.epochs * len(loader) * replays
@@ -241,6 +245,16 @@ def check_fit(classifier: Classifier, train: Any, held_out: Any) -> None:
             raise ValueError(
                 f"{name}: labels must lie in [0, {classes}), the network's classes; got {data.classes} classes"
             )
+
+
+def check_examples(objective: Any, count: int) -> None:
+    """An objective that speaks of each example by its place against the data."""
+    examples = getattr(objective, "examples", None)
+    if examples not in (None, count):
+        raise ValueError(
+            f"objective: {type(objective).__name__} must speak of all {count} examples of train_data, those held out "
+            f"too; got groups of {examples}"
+        )
 
 
 def _seed(key: Key) -> int:

@@ -17,7 +17,7 @@ from jaxrobust import _checks, _compile, _inputs
 from jaxrobust.data import Batch, Dataset, Loader
 from jaxrobust.models.trainable import Trainable
 from jaxrobust.training import _held_out
-from jaxrobust.training._job import apart, check_fit
+from jaxrobust.training._job import apart, check_examples, check_fit
 from jaxrobust.training._placement import chosen_devices, mesh_of, numbered_step
 from jaxrobust.training.config import TrainConfig, transformation
 from jaxrobust.training.objectives.core import Objective, inner_attacks, warmed_up
@@ -291,6 +291,13 @@ def assemble(
         labels = _inputs.as_array("labels", labels)
         if labels.ndim != 2 or labels.shape[1] != len(data) or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"labels must be integers (M, {len(data)}); got {labels.dtype}{list(labels.shape)}")
+    for one in objectives:
+        check_examples(one, len(data))
+        if subsets is not None and getattr(one, "examples", None) is not None:
+            raise ValueError(
+                f"objective: {type(one).__name__} speaks of examples by their place in the data, so subsets must be "
+                f"None, since members know theirs by place in their own subset; got {_checks.told(subsets)}"
+            )
     chosen = None if subsets is None else _positions(subsets, len(data))
     count = _agreed(
         members=members,

@@ -18,9 +18,9 @@ __all__ = [
     "temperature",
 ]
 
-HALVINGS = 40  # of 1/T in (0, 100], more than to 1e-6
-ROUNDING = 1e-12  # of a slope that is 0
-LARGEST = 100.0  # 1/T, where every example is classified correctly and the likelihood grows without end
+OCTAVES = 64.0  # of T about the logits' scale, halved so often
+ROUNDING = 1e-12  # of a slope that is 0, in units of that scale
+LARGEST = 100.0  # scale/T, where every example is classified correctly and the likelihood grows without end
 
 
 class Calibration(NamedTuple):
@@ -94,14 +94,17 @@ def calibration(logits: Any, labels: Any, *, bins: int = 15) -> Calibration:
 def temperature(logits: Any, labels: Any) -> float:
     """Temperature scaling: the T > 0 that minimises the NLL of logits/T on held-out data.
 
-    The NLL is convex in β = 1/T with the slope E[Σ_k p_k z_k − z_y], whose sign is bisected on (0, 100].
+    The NLL is convex in β = 1/T with the slope E[Σ_k p_k z_k − z_y], whose sign is bisected in log β. Logits times c
+    give c T.
 
     Args:
         logits: (N, K) on held-out data, finite.
         labels: (N,) integers.
 
     Returns:
-        T, at least 0.01, which is what a perfectly accurate set gives. Predictions do not depend on it.
+        T, on which predictions do not depend. A perfectly accurate set, for which any smaller T is better, gives a
+        hundredth of the logits' scale, the median of max_k z_k − min_k z_k. Logits that say nothing of the labels, or
+        the opposite, with E z_y not above the mean logit, give ∞: uniform probabilities are better than any T.
 
     Raises:
         TypeError, ValueError: as `calibration`.
@@ -115,13 +118,24 @@ def temperature(logits: Any, labels: Any) -> float:
         Guo et al., 2017, arXiv:1706.04599.
     """
     z, y = _checked(logits, labels)
+    z = z - z.max(1, keepdims=True)
+    ranges = -z.min(1)
+    scale = float(np.median(ranges) or ranges.max() or 1.0)
+    z /= scale
     own = z[np.arange(len(y)), y]
-    low, high = 0.0, LARGEST
-    for _ in range(HALVINGS):
+    if not own.any():
+        return scale / LARGEST
+
+    def rises(beta: float) -> bool:
+        return bool(np.mean(np.sum(special.softmax(beta * z, axis=1) * z, axis=1) - own) > ROUNDING)
+
+    if np.mean(z.mean(1) - own) >= -ROUNDING:
+        return float(np.inf)
+    low, high = -OCTAVES, OCTAVES
+    for _ in range(int(OCTAVES)):
         middle = (low + high) / 2
-        slope = np.mean(np.sum(special.softmax(middle * z, axis=1) * z, axis=1) - own)
-        low, high = (middle, high) if slope <= ROUNDING else (low, middle)
-    return 1 / high
+        low, high = (low, middle) if rises(2.0**middle) else (middle, high)
+    return float(scale / 2.0**high)
 
 
 def distance_groups(distances: Any, *, groups: int = 10) -> np.ndarray:

@@ -140,7 +140,8 @@ def fit_many(
     sorted by content.
 
     On CPU networks with convolutions are trained one after another, since mapped over kernels these are slow there;
-    all others gain where a step alone is too short to keep the machine busy.
+    all others gain where a step alone is too short to keep the machine busy. Of `several` the combinations that take
+    one attack a batch run all m of them, m times the cost of a member alone.
 
     Args:
         network: all members' start, as for `fit`; or a function from a key to such a network, given

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxrobust import _compile, attacks
+from jaxrobust import _checks, _compile, _inputs, attacks
 from jaxrobust.sets import Linf
 from jaxrobust.training.objectives.core import correct, cross_entropies
 from jaxrobust.training.objectives.fast import turns
@@ -36,6 +36,11 @@ def overfitting_metrics(
         find (both 0 where one of the two vanishes), `fgsm_acc`, `pgd_acc` after 10 steps of ε/4, and their difference
         `gap`.
 
+    Raises:
+        TypeError: `model` is no classifier, images or labels are of a wrong type, `key` is no key.
+        ValueError: shapes that do not fit, images outside of [0, 1] or NaN, labels that are no classes, a negative
+            `radius`.
+
     Example:
         >>> import jaxrobust as jr
         >>> model = jr.Classifier.from_function(lambda x: x.reshape(len(x), -1) @ jnp.eye(4)[:, :2])
@@ -48,7 +53,17 @@ def overfitting_metrics(
         Wong, Rice and Kolter, 2020, arXiv:2001.03994; Andriushchenko and Flammarion, 2020, arXiv:2007.02617. The
         thresholds are ours.
     """
-    return _metrics(model, jnp.asarray(images), jnp.asarray(labels), jnp.asarray(radius, jnp.float32), key)
+    _inputs.classifier(model)
+    _checks.key(key)
+    _inputs.image_shape(images)
+    _inputs.label_shape("labels", labels, images)
+    images, goal = _inputs.batch(images, labels)
+    classes = _inputs.logits_shape(model, images)
+    if not _checks.is_traced(model, images, labels, key):
+        _inputs.image_values(images)
+        _inputs.label_values(goal, classes)
+    radius = jnp.asarray(_checks.number("radius", radius), jnp.float32)
+    return _metrics(model, jnp.asarray(images), jnp.asarray(labels), radius, key)
 
 
 @_compile.jit

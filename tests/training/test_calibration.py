@@ -35,11 +35,16 @@ def test_what_is_calibrated_measures_so(rng):
 def test_temperature_goes_with_the_logits(rng):
     logits, labels = calibrated(500, rng)
     once = temperature(logits, labels)
-    assert temperature(5 * logits, labels) == pytest.approx(5 * once, rel=1e-5)
+    for scale in (1e-8, 5.0, 1e9):
+        assert temperature(scale * logits, labels) == pytest.approx(scale * once, rel=1e-6)
+    assert temperature(logits + 1e3, labels) == pytest.approx(once, rel=1e-6)
     before, after = (calibration(5 * logits / t, labels) for t in (1, 5 * once))
     assert after.nll < before.nll
     assert after.ece < before.ece
-    assert temperature(np.eye(3), np.arange(3)) == pytest.approx(0.01)
+    for scale in (1, 1e6):
+        assert temperature(scale * np.eye(3), np.arange(3)) == pytest.approx(scale / 100)
+    for useless in (np.roll(np.eye(3), 1, axis=0), np.eye(3)[[1, 1, 1]]):  # never right, and right once by chance
+        assert temperature(useless, np.arange(3)) == np.inf
 
 
 def test_by_hand():

@@ -14,8 +14,20 @@ import jaxrobust.training.trainer as trainer
 from jaxrobust import attacks, data
 from jaxrobust.models import SmallCNN
 from jaxrobust.sets import L2, Linf, Perceptual
-from jaxrobust.training import TrainConfig, adversarial, fit, mixed, several, standard
-from jaxrobust.types import Classifier
+from jaxrobust.training import (
+    TrainConfig,
+    adversarial,
+    fit,
+    free,
+    group_dro,
+    group_smoothing,
+    llr,
+    mixed,
+    several,
+    standard,
+)
+from jaxrobust.training._job import prepare
+from jaxrobust.types import Classifier, pytree
 from tests.training.tiny import Mlp, assert_equal, without_times
 
 CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=0.01, validation=0.25)
@@ -309,3 +321,33 @@ def test_parameters_must_be_finite():
     broken.first.kernel[...] = broken.first.kernel[...].at[0, 0].set(np.nan)
     with pytest.raises(ValueError, match="must be finite"):
         run(broken, (IMAGES, LABELS), objective=ROBUST, config=CONFIG)
+
+
+@pytree("labels")
+class Placed:
+    """Clean training that reports whether an example stands where its index says."""
+
+    labels: jax.Array
+
+    def __call__(self, key, learner, batch):
+        losses, aux = standard()(key, learner, batch)
+        return losses, aux._replace(means={"placed": (self.labels[batch.index] == batch.labels).astype(np.float32)})
+
+
+def test_examples_are_known_by_their_place_in_the_data_given(pairs):
+    """Though some are held out."""
+    result = run(network(), pairs, objective=Placed(jax.numpy.asarray(pairs[1])), config=CONFIG)
+    assert [row["placed"] for row in result.history] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("objective", [free(0.1), llr(Linf(0.1))])
+def test_sets_without_an_attack_are_validated_on(pairs, objective):
+    options = {"devices": None, "mapping": "shard_map", "saved": False, "run_id": None}
+    job, _ = prepare(network(), pairs, objective, jax.random.key(0), CONFIG, None, None, None, **options)
+    assert (job.attack.steps, job.attack.set) == (10, Linf(0.1))
+
+
+@pytest.mark.parametrize("objective", [group_dro([0, 1] * 30), group_smoothing([0] * 60, [0.9])])
+def test_groups_of_other_data_are_refused(pairs, objective):
+    with pytest.raises(ValueError, match=r"objective: Group.* must speak of all 80 examples .*; got groups of 60"):
+        run(network(), pairs, objective=objective, config=CONFIG)

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxrobust import attacks
 from jaxrobust.models import SmallCNN
 from jaxrobust.sets import Linf
-from jaxrobust.training import Standard, TrainConfig, adversarial, fit, fit_many, free, many, standard
+from jaxrobust.training import Standard, TrainConfig, adversarial, fit, fit_many, free, group_dro, many, standard
 from tests.training.tiny import Mlp, assert_equal
 
 CONFIG = TrainConfig(
@@ -186,6 +186,15 @@ def test_convolutions_memories_and_warm_up(network, objective, chunk):
         assert result.history["loss"][0, epoch] == pytest.approx(row["loss"], abs=1e-5)
 
 
+def test_groups_in_a_program_of_many():
+    """Their number is static; and no rate makes exp(η ℓ) overflow."""
+    network, config = Mlp(16, 2, nnx.Rngs(0)), dataclasses.replace(CONFIG, ema_decay=None)
+    objective = group_dro(LABELS, rate=1e6)
+    result = run(network=network, objective=objective, subsets=None, members=2, chunk=2, config=config)
+    assert result.finite.all()
+    assert result.history["loss"][:, -1].max() < 10
+
+
 class Unhashable:
     """An augmentation that equals others and so has no hash."""
 
@@ -221,6 +230,8 @@ MASK = np.ones((2, 60), bool)
         ({"key": 0}, TypeError, "key"),
         ({"objective": "robust"}, TypeError, "objective"),
         ({"objective": [ROBUST, standard(), ROBUST]}, ValueError, "for member 1 beside"),
+        ({"objective": group_dro([0] * 20)}, ValueError, "must speak of all 60 examples"),
+        ({"objective": group_dro([0] * 60)}, ValueError, "so subsets must be None"),
         ({"config": TrainConfig()}, ValueError, "config must have validation=0"),
         ({"augment": Unhashable()}, TypeError, "augment must be hashable"),
         ({"network": Mlp}, TypeError, "network must be what fit takes, such as an nnx.Module, or a function of a key"),

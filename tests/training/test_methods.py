@@ -137,6 +137,12 @@ def test_free_training_starts_as_standard_and_its_perturbation_stays_in_the_ball
         )
     assert np.abs(state.memory).max() <= np.float32(0.1)
     assert 0 < metrics["delta_linf"] <= np.float32(0.1) + 1e-6
+    assert metrics["nan_delta"] == 0
+    broken = objective.remember(state.memory, None, jnp.ones_like(state.memory).at[:2, 0].set(jnp.nan))
+    state = dataclasses.replace(state, memory=broken)
+    state, metrics = compiled_step(objective, trainable, optimizer, state, batch, jax.random.key(0))
+    assert metrics["nan_delta"] == 2
+    assert np.isfinite(state.memory).all()
 
 
 def evaluated_images(trainable, state, batch):
@@ -327,6 +333,26 @@ def test_singular_values_go_to_one_and_weights_into_their_bound(rng):
     np.testing.assert_allclose(
         optax.apply_updates({"w": jnp.array([0.5, 1.02, 2.0])}, updates)["w"], [-0.05, 0.02, 0.05], atol=1e-6
     )
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=10_000), jnp.float32)
+    for bound in (0.01, 0.3, 1 / 3):
+        rule = training.clip_weights(bound=bound)
+        moved = optax.apply_updates(weights, rule.update(0.1 * weights, rule.init(weights), weights)[0])
+        assert np.float32(bound) * (1 - 1e-5) < jnp.abs(moved).max() <= np.float32(bound)
+
+
+def test_an_average_classifies_clean_images_once():
+    sizes = []
+
+    def apply(params, images):
+        sizes.append(len(images))
+        return images.reshape(len(images), -1)[:, :3] * params
+
+    trainable, params, state = Trainable.from_function(apply, jnp.ones(()))
+    batch = jax.tree.map(jnp.asarray, make_batch())
+    learner, objective = Learner(trainable, params, state), training.several(FGSM, FGSM, combine="average")
+    _, aux = jax.eval_shape(objective, jax.random.key(0), learner, batch)
+    assert sizes.count(16) == 1  # the adversarial images of both, in training
+    assert set(aux.means) == {"adv_acc", "clean_acc", "delta_linf", "delta_l2"}
 
 
 class Normalised(nnx.Module):
@@ -409,6 +435,8 @@ def test_the_bound_of_one_price_holds_for_what_others_reach():
         assert other.losses.mean() <= bound.at(other.costs.mean()) + 1e-4
     assert bound.at(bound.costs.mean()) == pytest.approx(bound.losses.mean())
     _, aux, _ = asked(training.wrm(gamma=1.0, steps=100), network, batch)
+    assert {"delta_linf", "delta_l2"} <= set(aux.means)
+    assert set(aux.counts) == {"nan_delta"}
     np.testing.assert_allclose(aux.means["cost"], bound.costs, rtol=1e-4)
     with pytest.raises(ValueError, match="budget must be finite and >= 0"):
         bound.at(-1.0)
@@ -424,7 +452,8 @@ def test_radii_outside_of_attacks_warm_up_too():
 def worst_mean(kind, amount, losses):
     """By definition, in NumPy."""
     if kind == "kl":
-        return amount * np.log(np.mean(np.exp(losses / amount)))
+        above = losses - losses.max()  # whose exponentials do not overflow
+        return losses.max() + amount * np.log1p(np.mean(np.expm1(above / amount)))
     if kind == "chi2":
         return losses.mean() + np.sqrt(2 * amount * losses.var() / len(losses))
     return min(eta + np.maximum(losses - eta, 0).mean() / amount for eta in losses)
@@ -433,9 +462,20 @@ def worst_mean(kind, amount, losses):
 @pytest.mark.parametrize(("kind", "amount"), [("cvar", 0.3), ("cvar", 1.0), ("kl", 0.2), ("chi2", 0.5)])
 def test_worst_reweightings_by_definition(kind, amount):
     network, batch = Mlp(16, 3, nnx.Rngs(0)), make_batch(count=16)
-    losses, aux, gradient = asked(training.reweighted(kind, amount), network, batch)
+    objective = training.reweighted(kind, amount)
+    losses, aux, gradient = asked(objective, network, batch)
     each = aux.means["mean_loss"].astype(np.float64)
     np.testing.assert_allclose(losses, worst_mean(kind, amount, each), rtol=1e-5)
+    # as those of a part that only fills the batch; the loss of a filler, however high, is nobody's
+    nothing, _, _ = asked(objective, network, batch._replace(mask=np.zeros(16, np.float32)))
+    assert np.isfinite(nothing).all()
+    worst_of = jax.jit(lambda losses, mask: objective._worst(losses, batch._replace(mask=mask), None))
+    for scale in (1e-12, 1e-8, 1e6):
+        rows, mask = np.float32(scale * np.append(each, 1e6)), np.arange(17) < 16
+        weights, value = worst_of(rows, mask)
+        np.testing.assert_allclose(value, worst_mean(kind, amount, rows[:16].astype(np.float64)), rtol=1e-4)
+        np.testing.assert_allclose(weights[:16].mean(), 1, rtol=1e-4)
+        assert np.isfinite(weights).all()
     learner = learner_of(network)
 
     def worst(params):

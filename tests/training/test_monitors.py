@@ -11,6 +11,10 @@ from jaxrobust.training import overfitting_metrics
 IMAGES, LABELS, RADIUS = jnp.full((4, 2, 2, 1), 0.5), jnp.array([0, 1, 0, 1]), 0.2
 
 
+def linear(images):
+    return images.reshape(len(images), -1)[:, :2]
+
+
 def turning(waves, images):
     """Margins for class 0 that fall a little, and in waves of which one fills the ball."""
     share = (images.mean((1, 2, 3)) - 0.5) / RADIUS
@@ -32,3 +36,22 @@ def test_what_one_step_overlooks(waves, gap, aligned):
     else:
         assert (found["fgsm_acc"], found["pgd_acc"]) == (1, 0)
         assert found["gradient_cosine"] < 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": linear}, TypeError, "model must be a"),
+        ({"images": IMAGES.at[0, 0].set(jnp.nan)}, ValueError, "images must"),
+        ({"images": 255 * IMAGES}, ValueError, "images must"),
+        ({"labels": LABELS[:3]}, ValueError, "labels must"),
+        ({"labels": LABELS + 1}, ValueError, "labels must"),
+        ({"radius": -0.1}, ValueError, "radius must"),
+        ({"key": 0}, TypeError, "key must"),
+    ],
+)
+def test_bad_input(changes, error, message):
+    given = {"images": IMAGES, "labels": LABELS, "radius": RADIUS, "key": jax.random.key(0)}
+    given = {"model": Classifier.from_function(linear), **given} | changes
+    with pytest.raises((error, TypeError), match=f"{message}|Type-check error"):
+        overfitting_metrics(**given)

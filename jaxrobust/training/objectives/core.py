@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxrobust import attacks
 from jaxrobust.losses import cross_entropy
 from jaxrobust.models.trainable import Trainable
+from jaxrobust.sets import PerturbationSet
 from jaxrobust.types import Classifier, Images, Key, Misclassified, Number, pytree
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "correct",
     "cross_entropies",
     "inner_attacks",
+    "inner_sets",
     "smoothed",
     "sound",
     "total",
@@ -155,7 +157,8 @@ class Objective(Protocol):
     objective has `memory_gradient = True`, else None.
 
     One whose radius is not an attack's may have `warmed_up(share)`, which gives the objective at that share of it, for
-    `TrainConfig.radius_warmup`.
+    `TrainConfig.radius_warmup`, and a `set`, for the default attack of validation. One that speaks of examples by their
+    place has `examples`, of how many it speaks; `fit` and `fit_many` refuse it for another number of examples.
     """
 
     def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
@@ -165,7 +168,7 @@ class Objective(Protocol):
             key: this step's key.
             learner: the network.
             batch: `images` (N, H, W, C) float32 in [0, 1] after augmentation, `labels` (N,), `index` (N,) the
-                examples' places in the data set, from which their own keys come.
+                examples' places in the data that `fit` was given, from which their own keys come.
 
         Returns:
             The losses and an `Aux`.
@@ -299,6 +302,13 @@ def inner_attacks(objective: Any) -> list[attacks.Attack]:
     """The attacks that an objective holds, in order; none for one that is no pytree."""
     parts = jax.tree.leaves(objective, is_leaf=lambda part: isinstance(part, attacks.Attack))
     return [part for part in parts if isinstance(part, attacks.Attack)]
+
+
+def inner_sets(objective: Any) -> list[Any]:
+    """The sets of the attacks that an objective holds, or, without any, its own."""
+    found = [attack.set for attack in inner_attacks(objective)]
+    own = getattr(objective, "set", None)
+    return found or ([own] if isinstance(own, PerturbationSet) else [])
 
 
 def warmed_up(objective: Any, share: Any) -> Any:

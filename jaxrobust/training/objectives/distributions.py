@@ -86,34 +86,38 @@ class Reweighted:
         return value + weights * (losses - jax.lax.stop_gradient(losses)), Aux(after.state, means, {})
 
     def _worst(self, losses: PerExample, batch: Any, axis_name: str | None) -> tuple[PerExample, Any]:
-        """Weights of mean 1, and the worst mean."""
+        """Weights of mean 1, and the worst mean; of padding alone any numbers."""
         losses = jax.lax.stop_gradient(losses)
         amount = jnp.asarray(self.amount, losses.dtype)
-        count = jnp.maximum(total(jnp.ones_like(losses), batch, axis_name), 1)
+        count = total(jnp.ones_like(losses), batch, axis_name)
+        if batch.mask is not None:
+            batch = batch._replace(mask=batch.mask.astype(bool) | (count == 0))
+        count = jnp.where(count == 0, total(jnp.ones_like(losses), batch, axis_name), count)
 
         def mean(values: PerExample) -> Any:
             return total(values, batch, axis_name) / count
 
-        if self.kind == "chi2":
-            centred = losses - mean(losses)
-            spread = jnp.sqrt(jnp.maximum(mean(jnp.square(centred)), 1e-12))
-            scale = jnp.sqrt(2 * amount / count)
-            return 1 + scale * centred / spread, mean(losses) + scale * spread
-        if self.kind == "kl":
-            top = _highest(losses, batch, axis_name)
-            raised = jnp.exp((losses - top) / amount)
-            return raised / mean(raised), top + amount * jnp.log(mean(raised))
         low, high = -_highest(-losses, batch, axis_name), _highest(losses, batch, axis_name)
-
-        def halve(_: Any, bracket: tuple[Any, Any]) -> tuple[Any, Any]:
-            middle = (bracket[0] + bracket[1]) / 2
-            above = mean((losses > middle).astype(losses.dtype)) > amount
-            return jnp.where(above, middle, bracket[0]), jnp.where(above, bracket[1], middle)
-
-        eta = jax.lax.fori_loop(0, 40, halve, (low, high))[1]  # the (1 − a)-quantile
-        over = (losses > eta).astype(losses.dtype)
-        tied = ((losses <= eta) & (losses >= eta - 1e-6)).astype(losses.dtype)
-        left = jnp.maximum(amount - mean(over), 0) / jnp.maximum(mean(tied), 1 / count)
+        losses = jnp.clip(losses, low, high)  # of padding, which could overflow
+        if self.kind == "chi2":
+            # in units of the range: squares of tiny losses vanish, and equal ones differ from their mean by rounding
+            width = high - low
+            place = (losses - low) / jnp.where(width > 0, width, 1)
+            middle = mean(place)
+            spread = jnp.sqrt(mean(jnp.square(place - middle)))
+            scale = jnp.sqrt(2 * amount / count)
+            weights = 1 + scale * (place - middle) / jnp.where(spread > 0, spread, 1)
+            return weights, low + width * (middle + scale * spread)
+        if self.kind == "kl":
+            below = (losses - high) / amount
+            raised = jnp.exp(below)
+            return raised / mean(raised), high + amount * jnp.log1p(mean(jnp.expm1(below)))
+        each = jnp.where(batch.mask, losses, -jnp.inf) if batch.mask is not None else losses
+        each = each if axis_name is None else jax.lax.all_gather(each, axis_name, tiled=True)
+        last = jnp.minimum((amount * count).astype(jnp.int32), count.astype(jnp.int32) - 1)
+        eta = -jnp.sort(-each)[last]  # the (1 − a)-quantile
+        over, tied = (losses > eta).astype(losses.dtype), (losses == eta).astype(losses.dtype)
+        left = jnp.maximum(amount - mean(over), 0) / mean(tied)
         return (over + left * tied) / amount, eta + mean(jnp.maximum(losses - eta, 0)) / amount
 
 
@@ -123,11 +127,16 @@ class GroupDRO:
 
     groups: Any
     rate: Number = 0.01
+    count: int = 1  # of groups
+
+    @property
+    def examples(self) -> int:
+        """Of how many examples it speaks; see `Objective`."""
+        return self.groups.shape[-1]
 
     def init(self, learner: Learner, batch: Any) -> Any:
         """Equal weights; see `Objective`."""
-        count = int(jnp.max(jnp.asarray(self.groups))) + 1
-        return jnp.full((count,), 1 / count, jnp.float32)
+        return jnp.full((self.count,), 1 / self.count, jnp.float32)
 
     def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Objective`."""
@@ -144,8 +153,8 @@ class GroupDRO:
     def remember(self, memory: Any, sums: Any, gradient: Any) -> Any:
         """q_g ∝ q_g exp(η ℓ_g); see `Objective`."""
         losses = sums["loss"] / jnp.maximum(sums["member"], 1)
-        raised = memory * jnp.exp(jnp.asarray(self.rate, memory.dtype) * losses)
-        return raised / raised.sum()
+        weights = jnp.log(jnp.maximum(memory, jnp.finfo(memory.dtype).tiny))  # one that was once 0 may come back
+        return jax.nn.softmax(weights + jnp.asarray(self.rate, memory.dtype) * losses)
 
 
 def _highest(losses: PerExample, batch: Any, axis_name: str | None) -> Any:
@@ -220,8 +229,9 @@ def group_dro(groups: Any, *, rate: Number = 0.01) -> GroupDRO:
     """Group DRO: min_θ max_g E[ℓ | g], by weights q_g ∝ q_g exp(η ℓ_g) and the loss Σ q_g ℓ_g of a batch.
 
     Args:
-        groups: (count,) integers from 0, the group of every example of the data set, by its place in it. A group
-            that a batch lacks counts as 0 there.
+        groups: (count,) integers from 0, the group of every example of the data that `fit` is given, those held out
+            too, by its place in it. A group that a batch lacks, or with `accumulate` a part of it, counts as 0 there,
+            which shrinks the loss: let parts be large enough to hold all groups.
         rate: η ≥ 0.
 
     Returns:
@@ -243,4 +253,4 @@ def group_dro(groups: Any, *, rate: Number = 0.01) -> GroupDRO:
         raise TypeError(f"groups must be integers; got {found.dtype}")
     if found.ndim != 1 or not found.size or int(found.min()) < 0:
         raise ValueError(f"groups must be numbers from 0 of shape (count,); got {_checks.told(groups)}")
-    return GroupDRO(found, _checks.number("rate", rate))
+    return GroupDRO(found, _checks.number("rate", rate), int(found.max()) + 1)

@@ -37,6 +37,11 @@ class Free:
 
     memory_gradient = True  # one backward pass gives both gradients
 
+    @property
+    def set(self) -> Linf:
+        """The ball of δ, for validation."""
+        return Linf(self.radius)
+
     def init(self, learner: Learner, batch: Any) -> Any:
         """No perturbation, of every place in the batch; see `Objective`."""
         return jnp.zeros(batch.images.shape, jnp.float32)
@@ -46,6 +51,8 @@ class Free:
         delta = learner.memory
         if learner.shard is not None:
             delta = jax.lax.dynamic_slice_in_dim(delta, learner.shard * len(batch.labels), len(batch.labels))
+        broken = jnp.isnan(delta)
+        delta = jnp.where(broken, 0, delta)
         images = jnp.clip(batch.images + delta, 0, 1)
         logits, learner = learner.train(images, Keys.of(key).dropout)
         losses = smoothed(logits, batch.labels, self.label_smoothing)
@@ -55,16 +62,16 @@ class Free:
             "delta_linf": jnp.max(jnp.abs(moved), axis=1),
             "delta_l2": jnp.linalg.norm(moved, axis=1),
         }
-        return losses, Aux(learner.state, means, {})
+        return losses, Aux(learner.state, means, {"nan_delta": broken.any(axis=(1, 2, 3))})
 
     def warmed_up(self, share: Any) -> Free:
         """At this share of the radius; see `Objective`."""
         return dataclasses.replace(self, radius=share * self.radius)
 
     def remember(self, memory: Any, sums: Any, gradient: Any) -> Any:
-        """δ ← clip(δ + ε sign ∇_δ ℓ, ±ε); see `Objective`."""
+        """δ ← clip(δ + ε sign ∇_δ ℓ, ±ε), NaN where the gradient is, for `nan_delta`; see `Objective`."""
         radius = jnp.asarray(self.radius, memory.dtype)
-        return jnp.clip(memory + radius * jnp.sign(jnp.nan_to_num(gradient)), -radius, radius)
+        return jnp.clip(jnp.nan_to_num(memory) + radius * jnp.sign(gradient), -radius, radius)
 
 
 @pytree("attack", "weight")
@@ -121,7 +128,7 @@ def free(radius: Number, *, replays: int = 8, label_smoothing: Number = 0.0) -> 
         label_smoothing: as in `adversarial`.
 
     Returns:
-        The objective. Metrics: `adv_acc`, `delta_linf`, `delta_l2`.
+        The objective. Metrics: `adv_acc`, `delta_linf`, `delta_l2`, `nan_delta` (δ set back to 0 where it was NaN).
 
     Raises:
         ValueError: if `radius` is negative, `replays` below 1 or `label_smoothing` outside of [0, 1].

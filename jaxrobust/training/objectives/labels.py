@@ -68,6 +68,11 @@ class GroupSmoothing:
     groups: Any
     targets: Any
 
+    @property
+    def examples(self) -> int:
+        """Of how many examples it speaks; see `Objective`."""
+        return self.groups.shape[-1]
+
     def __call__(self, key: Key, learner: Learner, batch: Any) -> tuple[PerExample, Aux]:
         """Losses (N,) and metrics, see `Objective`."""
         logits, learner = learner.train(batch.images, Keys.of(key).dropout)
@@ -183,7 +188,8 @@ def group_smoothing(groups: Any, targets: Number | Any) -> GroupSmoothing:
     these are traced numbers, so that nothing compiles again.
 
     Args:
-        groups: (count,) integers from 0, the group of every example of the data set, by its place in it.
+        groups: (count,) integers from 0, the group of every example of the data that `fit` is given, those held out
+            too, by its place in it.
         targets: (R,) p̃_r in [0, 1], one a group.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, Literal
 
@@ -55,12 +56,15 @@ class Several(Crafting):
         model = learner.classifier(self.craft_bn, keys.craft)
         found, places = self._find(model, batch, keys.attack, learner)
         share = len(found) // len(batch.labels)
-        images, aux = sound(self, model, learner, _repeated(batch, share), found)
+        once = dataclasses.replace(self, clean_metric=False)  # and not the clean images as often as they are attacked
+        images, aux = sound(once, model, learner, _repeated(batch, share), found)
 
         def of_an_example(values: Any) -> Any:
             return values.reshape(share, -1)
 
         means = {name: of_an_example(values).mean(0) for name, values in aux.means.items()}
+        if self.clean_metric:
+            means["clean_acc"] = correct(model(batch.images), batch.labels)
         if share == 1:
             means |= {f"chose_{i}": (places == i).astype(jnp.float32) for i in range(len(self.attacks))}
         counts = {name: of_an_example(values).any(0) for name, values in aux.counts.items()}
@@ -142,7 +146,8 @@ def several(
     in one forward pass. The others take one attack a batch, so that their cost does not grow with m: "random" (SAT)
     draws it, "alternate" takes one after the other, and "errors" (E-AT) draws attack i with probability
     ∝ 1 − acc_i, where acc_i is the accuracy under it over all of the training so far; until each was drawn once, all
-    are equally likely. Lists of unlike sets are where "random" fails and "errors" need not.
+    are equally likely. In `fit_many` all m are run and one is kept, since members of one program may draw others.
+    Lists of unlike sets are where "random" fails and "errors" need not.
 
     Args:
         *attacks: the inner attacks, at least one.

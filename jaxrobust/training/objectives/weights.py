@@ -86,7 +86,7 @@ def awp(objective: Any, *, gamma: Number = 0.01, start: Number = 0) -> AWP:
 
 
 def clip_weights(*, bound: Number = 0.01) -> optax.GradientTransformation:
-    """An Optax transformation, to come last in a chain, after which every weight lies in [−c, c].
+    """An Optax transformation, to come last in a chain, after which every weight lies in [−c, c], exactly.
 
     Args:
         bound: c > 0.
@@ -108,7 +108,20 @@ def clip_weights(*, bound: Number = 0.01) -> optax.GradientTransformation:
         Arjovsky, Chintala and Bottou, 2017, arXiv:1701.07875.
     """
     bound = _checks.positive("bound", bound)
-    return _towards(lambda weights: jnp.clip(weights, -bound, bound))
+
+    def inward(update: Any, weights: Any) -> Any:
+        """The update, or one ulp less, where adding it to the weights rounds to the outside."""
+        limit = jnp.asarray(bound, weights.dtype)
+        past = weights + update
+        return jnp.where(jnp.abs(past) > limit, jnp.nextafter(update, -jnp.copysign(jnp.inf, past)), update)
+
+    clipping = _towards(lambda weights: jnp.clip(weights, -bound, bound))
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        updates, state = clipping.update(updates, state, params)
+        return jax.tree.map(inward, updates, params), state
+
+    return optax.GradientTransformation(clipping.init, update)
 
 
 def parseval(*, beta: Number = 3e-4) -> optax.GradientTransformation:
