@@ -158,8 +158,8 @@ def describe(value: Any) -> Any:
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
 
 
-def restored(array: np.ndarray, like: jax.Array) -> jax.Array:
-    """The inverse of `raw`, with the type and placement of `like`."""
+def restored(array: np.ndarray, like: Any) -> jax.Array:
+    """The inverse of `raw`, with the type and placement of `like`, an array or the shape of one."""
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.device_put(
             jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like)), like.sharding

@@ -409,6 +409,8 @@ def _positions(subsets: Any, total: int) -> list[np.ndarray]:
                 f"subsets[{member}] must be a mask ({total},) of booleans or a list of integers, positions; "
                 f"got {subset.dtype}{list(subset.shape)}"
             )
+        if subset.dtype != bool and total > 2 and len(subset) == total and set(np.unique(subset)) <= {0, 1}:
+            raise ValueError(f"subsets[{member}] looks like a mask, which must be boolean: use .astype(bool)")
         if subset.dtype == bool and len(subset) != total:
             raise ValueError(f"subsets[{member}] must have one boolean for each of {total} examples; got {len(subset)}")
         places = np.flatnonzero(subset) if subset.dtype == bool else subset.astype(np.int64)

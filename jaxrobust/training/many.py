@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
-from jaxrobust import _checks, _compile, _store
+from jaxrobust import _checks, _compile, _inputs, _store
 from jaxrobust.models.trainable import Trainable
 from jaxrobust.training import _run
 from jaxrobust.training._job import FREE, apart
@@ -67,8 +67,10 @@ class Members:
 
     @property
     def finite(self) -> Bool[np.ndarray, " members"]:
-        """Which of them kept finite losses and gradients; one that did not has disturbed no other."""
-        return np.isfinite(self.history["loss"]).all(1) & np.isfinite(self.history["grad_norm"]).all(1)
+        """Which of them kept finite losses, gradients and parameters; one that did not has disturbed no other."""
+        floats = [leaf for leaf in jax.tree.leaves(self.params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        kept = [np.isfinite(np.asarray(leaf, np.float32)).reshape(len(self), -1).all(1) for leaf in floats]
+        return np.all([*kept, *(np.isfinite(self.history[name]).all(1) for name in ("loss", "grad_norm"))], axis=0)
 
     def network(self, member: int) -> Any:
         """One of them, as `Trainable.merge` gives it: of NNX a module in evaluation mode.
@@ -78,7 +80,12 @@ class Members:
 
         Returns:
             A new network.
+
+        Raises:
+            ValueError: there is no such member.
         """
+        if not 0 <= member < len(self):
+            raise ValueError(f"member must lie in 0..{len(self) - 1}; got {member}")
         return self.trainable.merge(*jax.tree.map(lambda leaf: leaf[member], (self.params, self.state)))
 
     def logits(self, images: Any, *, batch_size: int = 128) -> Float[np.ndarray, "members batch classes"]:
@@ -90,8 +97,15 @@ class Members:
 
         Returns:
             (M, N, K), on the host.
+
+        Raises:
+            TypeError: the images are integers.
+            ValueError: there are none, or they lie outside of [0, 1] or have another shape.
         """
-        size, pixels = _checks.count("batch_size", batch_size), np.asarray(images, np.float32)
+        size, pixels = _checks.count("batch_size", batch_size), _inputs.as_array("images", images)
+        _inputs.image_shape(pixels)
+        _inputs.image_values(pixels)
+        pixels = pixels.astype(np.float32)
         stack, found = self.stack, []
         rows = [np.arange(first, first + size) % len(pixels) for first in range(0, len(pixels), size)]
         for start in range(0, len(self), self.chunk):
@@ -209,7 +223,7 @@ def fit_many(
         devices=devices,
     )
     count, lanes = len(population), population.lanes
-    finished: list[dict[str, np.ndarray]] = []
+    finished: dict[int, dict[str, np.ndarray]] = {}
     with contextlib.ExitStack() as stack:
         disk = None
         if run_dir is not None:
@@ -217,9 +231,13 @@ def fit_many(
             folder = stack.enter_context(_run.opened(run_dir, *_identified(population, objective, run_id)))
             disk = _Disk(folder, told_to_end)
             finished = disk.finished()
-        done = sum(len(found["row loss"]) for found in finished)
+        # the first members that are missing, and those after each finished part, up to the next
+        ends = {first + len(found["row loss"]) for first, found in finished.items()}
+        gaps = [(first, min([place for place in finished if place >= first], default=count)) for first in {0, *ends}]
         chunks = [
-            np.minimum(np.arange(start, start + lanes), count - 1).tolist() for start in range(done, count, lanes)
+            np.minimum(np.arange(start, start + lanes), end - 1).tolist()
+            for first, end in sorted(gaps)
+            for start in range(first, end, lanes)
         ]
         total = sum(max(population.steps(member) for member in chunk) for chunk in chunks) * config.epochs
         bar = stack.enter_context(tqdm(total=total, disable=not progress, unit="step", dynamic_ncols=True))
@@ -229,8 +247,8 @@ def fit_many(
             found = {name: values[: len(set(chosen))] for name, values in found.items()}
             if disk is not None:
                 disk.finish(chosen[0], found)
-            finished.append(found)
-    return _result(population, finished)
+            finished[chosen[0]] = found
+    return _result(population, [finished[first] for first in sorted(finished)])
 
 
 @dataclasses.dataclass
@@ -289,7 +307,7 @@ def _train(population: Population, members: list[int], disk: _Disk | None, bar: 
                     "the same call resumes"
                 )
         chunk.end_epoch(own_steps)
-    leaves = {f"leaf {number}": np.asarray(x) for number, x in enumerate(jax.tree.leaves(chunk.state.evaluated))}
+    leaves = {f"leaf {number}": _store.raw(x) for number, x in enumerate(jax.tree.leaves(chunk.state.evaluated))}
     return leaves | {f"row {name}": values for name, values in chunk.rows.items()}
 
 
@@ -300,8 +318,19 @@ class _Disk:
     folder: _store.Path
     terminated: Callable[[], bool]
 
-    def finished(self) -> list[dict[str, np.ndarray]]:
-        return [_store.read_arrays(path) for path in sorted(self.folder.glob("members-*.npz"))]
+    def finished(self) -> dict[int, dict[str, np.ndarray]]:
+        """What was finished, by its first member, as the file's name has it."""
+        paths = sorted(self.folder.glob("members-*.npz"))
+        return {int(path.stem.removeprefix("members-")): self._read(path, "row loss", "leaf 0") for path in paths}
+
+    def _read(self, path: _store.Path, *names: str) -> dict[str, np.ndarray]:
+        arrays = _store.read_arrays(path)
+        missing = [name for name in names if name not in arrays]
+        if missing:
+            raise ValueError(
+                f"{path} must be one that fit_many wrote, remove it to train again; it has no {missing[0]!r}"
+            )
+        return arrays
 
     def finish(self, first: int, found: dict[str, np.ndarray]) -> None:
         # in this order, and with the members in both, so that a kill in between leaves nothing wrong
@@ -321,11 +350,11 @@ class _Disk:
         path = self.folder / "running.npz"
         if not path.exists():
             return
-        arrays = _store.read_arrays(path)
+        leaves, structure = jax.tree.flatten(chunk.state)
+        arrays = self._read(path, "members", "place", *(f"leaf {number}" for number in range(len(leaves))))
         # other members are in training where the number of devices has changed, or the chunk was finished
         if not np.array_equal(arrays["members"], members):
             return
-        leaves, structure = jax.tree.flatten(chunk.state)
         stored = [_store.restored(arrays[f"leaf {number}"], leaf) for number, leaf in enumerate(leaves)]
         chunk.state = jax.tree.unflatten(structure, stored)
         chunk.epoch, chunk.step = map(int, arrays["place"])
@@ -363,8 +392,7 @@ def _identified(population: Population, objective: Any, run_id: str | None) -> t
 def _result(population: Population, finished: list[dict[str, np.ndarray]]) -> Members:
     joined = {name: np.concatenate([found[name] for found in finished]) for name in finished[0]}
     like, structure = jax.tree.flatten(jax.eval_shape(lambda: population.start([0] * population.lanes).evaluated))
-    # .npz brings back the bytes of types it does not know
-    leaves = [jnp.asarray(joined[f"leaf {number}"].view(leaf.dtype)) for number, leaf in enumerate(like)]
+    leaves = [_store.restored(joined[f"leaf {number}"], leaf) for number, leaf in enumerate(like)]
     params, state = jax.tree.unflatten(structure, leaves)
     history = {name.removeprefix("row "): values for name, values in joined.items() if name.startswith("row ")}
     return Members(population.trainable, params, state, population.keys, history, population.width)

@@ -96,6 +96,12 @@ def test_logits_and_classifiers(alone):
         np.testing.assert_allclose(classifier(IMAGES), logits[member], atol=1e-5)
     np.testing.assert_allclose(jax.vmap(lambda model: model(IMAGES))(alone.stack), logits, atol=1e-5)
     assert len(alone) == 3
+    with pytest.raises(TypeError, match="images must be floating point"):
+        alone.logits((IMAGES * 255).astype(np.uint8))
+    with pytest.raises(ValueError, match="images must hold at least one image"):
+        alone.logits(IMAGES[:0])
+    with pytest.raises(ValueError, match=r"member must lie in 0\.\.2; got 5"):
+        alone.network(5)
 
 
 @pytest.mark.slow
@@ -139,6 +145,21 @@ def test_a_stopped_run_goes_on(reading, alone, monkeypatch, tmp_path):
     assert len(calls) == before
     with pytest.raises(ValueError, match="belongs to a run that differs in subsets"):
         run(subsets=subsets[::-1], key=KEYS[key], run_dir=tmp_path)
+
+
+def test_only_what_is_missing_is_trained_again(alone, tmp_path):
+    order = np.arange(6) % 3
+    options = {"subsets": [SUBSETS[place] for place in order], "key": KEYS[order], "run_dir": tmp_path}
+    run(**options)
+    first = tmp_path / "members-00000000.npz"
+    first.write_bytes(first.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"members-00000000\.npz must be a whole \.npz, remove it"):
+        run(**options)
+    first.unlink()
+    assert_equal(numbers(run(**options)), numbers(alone, order))
+    np.savez(tmp_path / "members-00000004.npz", other=np.zeros(2))
+    with pytest.raises(ValueError, match=r"members-00000004\.npz must be one that fit_many wrote"):
+        run(**options)
 
 
 def test_sigterm_saves_first(alone, monkeypatch, tmp_path):
@@ -193,6 +214,8 @@ def test_groups_in_a_program_of_many():
     result = run(network=network, objective=objective, subsets=None, members=2, chunk=2, config=config)
     assert result.finite.all()
     assert result.history["loss"][:, -1].max() < 10
+    spoilt = dataclasses.replace(result, params=jax.tree.map(lambda leaf: leaf.at[1].set(np.nan), result.params))
+    assert spoilt.finite.tolist() == [True, False]
 
 
 class Unhashable:
@@ -211,6 +234,7 @@ MASK = np.ones((2, 60), bool)
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"subsets": MASK.astype(int)}, ValueError, r"subsets\[0\] looks like a mask, which must be boolean"),
         ({"subsets": MASK[:, :59]}, ValueError, r"subsets\[0\] must have one boolean for each of 60 examples; got 59"),
         ({"subsets": [[0, 1], [60]]}, ValueError, r"subsets\[1\] must lie in 0..59; got 60..60"),
         ({"subsets": [[0, 1], []]}, ValueError, r"subsets\[1\] must hold at least one example"),
