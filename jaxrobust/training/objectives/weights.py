@@ -98,11 +98,11 @@ def clip_weights(*, bound: Number = 0.01) -> optax.GradientTransformation:
         ValueError: if `bound` is not positive.
 
     Example:
-        >>> rule = optax.chain(optax.sgd(0.1), clip_weights(bound=0.01))
-        >>> params = jnp.array([0.02, -0.5])
+        >>> rule = optax.chain(optax.sgd(0.1), clip_weights(bound=0.25))
+        >>> params = jnp.array([0.5, -1.0])
         >>> updates, _ = rule.update(jnp.zeros(2), rule.init(params), params)
         >>> optax.apply_updates(params, updates).tolist()
-        [0.009999999776482582, -0.009999999776482582]
+        [0.25, -0.25]
 
     Reference:
         Arjovsky, Chintala and Bottou, 2017, arXiv:1701.07875.
