@@ -158,7 +158,7 @@ def describe(value: Any) -> Any:
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
 
 
-def restored(array: np.ndarray, like: jax.Array) -> jax.Array:
+def restored(array: np.ndarray, like: Any) -> jax.Array:
     """The inverse of `raw`, with the type and placement of `like`."""
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.device_put(

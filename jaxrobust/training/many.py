@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
-from jaxrobust import _checks, _compile, _store
+from jaxrobust import _checks, _compile, _inputs, _store
 from jaxrobust.models.trainable import Trainable
 from jaxrobust.training import _run
 from jaxrobust.training._job import FREE, apart
@@ -67,8 +67,11 @@ class Members:
 
     @property
     def finite(self) -> Bool[np.ndarray, " members"]:
-        """Which of them kept finite losses and gradients; one that did not has disturbed no other."""
-        return np.isfinite(self.history["loss"]).all(1) & np.isfinite(self.history["grad_norm"]).all(1)
+        """Which of them kept finite losses, gradients and parameters; one that did not has disturbed no other."""
+        # the last update shows in the parameters alone
+        leaves = [np.asarray(leaf).astype(np.float64).reshape(len(self), -1) for leaf in jax.tree.leaves(self.params)]
+        leaves += [self.history["loss"], self.history["grad_norm"]]
+        return np.all([np.isfinite(leaf).all(1) for leaf in leaves], 0)
 
     def network(self, member: int) -> Any:
         """One of them, as `Trainable.merge` gives it: of NNX a module in evaluation mode.
@@ -78,7 +81,12 @@ class Members:
 
         Returns:
             A new network.
+
+        Raises:
+            ValueError: there is no such member.
         """
+        if _checks.count("member", member, low=0) >= len(self):
+            raise ValueError(f"member must be below {len(self)}, the members; got {member}")
         return self.trainable.merge(*jax.tree.map(lambda leaf: leaf[member], (self.params, self.state)))
 
     def logits(self, images: Any, *, batch_size: int = 128) -> Float[np.ndarray, "members batch classes"]:
@@ -90,8 +98,15 @@ class Members:
 
         Returns:
             (M, N, K), on the host.
+
+        Raises:
+            TypeError: images are not floating.
+            ValueError: they are none, or lie outside [0, 1].
         """
-        size, pixels = _checks.count("batch_size", batch_size), np.asarray(images, np.float32)
+        size, pixels = _checks.count("batch_size", batch_size), np.asarray(images)
+        _inputs.image_shape(pixels)
+        _inputs.image_values(pixels)
+        pixels = pixels.astype(np.float32)
         stack, found = self.stack, []
         rows = [np.arange(first, first + size) % len(pixels) for first in range(0, len(pixels), size)]
         for start in range(0, len(self), self.chunk):
@@ -208,18 +223,21 @@ def fit_many(
         devices=devices,
     )
     count, lanes = len(population), population.lanes
-    finished: list[dict[str, np.ndarray]] = []
+    finished: dict[int, dict[str, np.ndarray]] = {}
     with contextlib.ExitStack() as stack:
         disk = None
         if run_dir is not None:
             told_to_end = stack.enter_context(_run.sigterm_deferred())
             folder = stack.enter_context(_run.opened(run_dir, *_identified(population, objective, run_id)))
             disk = _Disk(folder, told_to_end)
-            finished = disk.finished()
-        done = sum(len(found["row loss"]) for found in finished)
-        chunks = [
-            np.minimum(np.arange(start, start + lanes), count - 1).tolist() for start in range(done, count, lanes)
-        ]
+            finished = disk.finished(population)
+        done = {first + number for first, found in finished.items() for number in range(len(found["row loss"]))}
+        chunks, start = [], 0
+        while start < count:
+            gap = list(itertools.takewhile(lambda member: member not in done, range(start, min(start + lanes, count))))
+            if gap:
+                chunks.append(gap + gap[-1:] * (lanes - len(gap)))
+            start += len(gap) or 1
         total = sum(max(population.steps(member) for member in chunk) for chunk in chunks) * config.epochs
         bar = stack.enter_context(tqdm(total=total, disable=not progress, unit="step", dynamic_ncols=True))
         for chosen in chunks:
@@ -228,8 +246,8 @@ def fit_many(
             found = {name: values[: len(set(chosen))] for name, values in found.items()}
             if disk is not None:
                 disk.finish(chosen[0], found)
-            finished.append(found)
-    return _result(population, finished)
+            finished[chosen[0]] = found
+    return _result(population, [finished[first] for first in sorted(finished)])
 
 
 @dataclasses.dataclass
@@ -288,7 +306,7 @@ def _train(population: Population, members: list[int], disk: _Disk | None, bar: 
                     "the same call resumes"
                 )
         chunk.end_epoch(own_steps)
-    leaves = {f"leaf {number}": np.asarray(x) for number, x in enumerate(jax.tree.leaves(chunk.state.evaluated))}
+    leaves = {f"leaf {number}": _store.raw(x) for number, x in enumerate(jax.tree.leaves(chunk.state.evaluated))}
     return leaves | {f"row {name}": values for name, values in chunk.rows.items()}
 
 
@@ -299,8 +317,24 @@ class _Disk:
     folder: _store.Path
     terminated: Callable[[], bool]
 
-    def finished(self) -> list[dict[str, np.ndarray]]:
-        return [_store.read_arrays(path) for path in sorted(self.folder.glob("members-*.npz"))]
+    def finished(self, population: Population) -> dict[int, dict[str, np.ndarray]]:
+        """What is done, by the first member of each file."""
+        found: dict[int, dict[str, np.ndarray]] = {}
+        like, end = jax.tree.leaves(_shapes(population)), 0
+        for path in sorted(self.folder.glob("members-*.npz")):
+            place, arrays = path.stem.removeprefix("members-"), _store.read_arrays(path)
+            first, many = int(place) if place.isdecimal() else -1, len(arrays.get("row loss", ()))
+            leaves = [arrays.get(f"leaf {number}") for number in range(len(like))]
+            fits = all(
+                x is not None and x.shape[: leaf.ndim] == (many, *leaf.shape[1:])
+                for x, leaf in zip(leaves, like, strict=True)
+            )
+            if not (many and fits and end <= first <= len(population) - many):
+                raise ValueError(
+                    f"run_dir: {str(path)!r} does not hold members of this run; remove it to train them anew"
+                )
+            found[first], end = arrays, first + many
+        return found
 
     def finish(self, first: int, found: dict[str, np.ndarray]) -> None:
         # in this order, and with the members in both, so that a kill in between leaves nothing wrong
@@ -322,9 +356,13 @@ class _Disk:
             return
         arrays = _store.read_arrays(path)
         # other members are in training where the number of devices has changed, or the chunk was finished
-        if not np.array_equal(arrays["members"], members):
+        if not np.array_equal(arrays.get("members", members), members):
             return
         leaves, structure = jax.tree.flatten(chunk.state)
+        if not {"place", *(f"leaf {number}" for number in range(len(leaves)))} <= arrays.keys():
+            raise ValueError(
+                f"run_dir: {str(path)!r} lacks arrays of the members in training; remove it to train them anew"
+            )
         stored = [_store.restored(arrays[f"leaf {number}"], leaf) for number, leaf in enumerate(leaves)]
         chunk.state = jax.tree.unflatten(structure, stored)
         chunk.epoch, chunk.step = map(int, arrays["place"])
@@ -359,11 +397,15 @@ def _identified(population: Population, objective: Any, run_id: str | None) -> t
     return description, {name: _store.identity(value, what=name, run_id=run_id) for name, value in parts.items()}
 
 
+def _shapes(population: Population) -> Any:
+    """What is evaluated of a chunk, as shapes."""
+    return jax.eval_shape(lambda: population.start([0] * population.lanes).evaluated)
+
+
 def _result(population: Population, finished: list[dict[str, np.ndarray]]) -> Members:
     joined = {name: np.concatenate([found[name] for found in finished]) for name in finished[0]}
-    like, structure = jax.tree.flatten(jax.eval_shape(lambda: population.start([0] * population.lanes).evaluated))
-    # .npz brings back the bytes of types it does not know
-    leaves = [jnp.asarray(joined[f"leaf {number}"].view(leaf.dtype)) for number, leaf in enumerate(like)]
+    like, structure = jax.tree.flatten(_shapes(population))
+    leaves = [_store.restored(joined[f"leaf {number}"], leaf) for number, leaf in enumerate(like)]
     params, state = jax.tree.unflatten(structure, leaves)
     history = {name.removeprefix("row "): values for name, values in joined.items() if name.startswith("row ")}
     return Members(population.trainable, params, state, population.keys, history, population.width)

@@ -139,6 +139,19 @@ def test_a_stopped_run_goes_on(reading, alone, monkeypatch, tmp_path):
     assert len(calls) == before
     with pytest.raises(ValueError, match="belongs to a run that differs in subsets"):
         run(subsets=subsets[::-1], key=KEYS[key], run_dir=tmp_path)
+    if reading == 3:
+        first = tmp_path / "members-00000000.npz"
+        first.unlink()
+        assert_equal(numbers(run(subsets=subsets, key=KEYS[key], run_dir=tmp_path)), numbers(alone, key))
+        for other in ("members-00000003.npz", "members-x.npz"):
+            first.rename(tmp_path / other)
+            with pytest.raises(ValueError, match=rf"{other}' does not hold members"):
+                run(subsets=subsets, key=KEYS[key], run_dir=tmp_path)
+            (tmp_path / other).rename(first)
+        first.unlink()
+        np.savez(tmp_path / "running.npz", members=np.arange(4))
+        with pytest.raises(ValueError, match=r"running.npz' lacks"):
+            run(subsets=subsets, key=KEYS[key], run_dir=tmp_path)
 
 
 def test_sigterm_saves_first(alone, monkeypatch, tmp_path):
