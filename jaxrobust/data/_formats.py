@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 SPLIT_FOLDERS = ("train", "test", "val", "valid", "validation")
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError)  # AVIF: RuntimeError
 _NAMED = 10  # of many files at fault
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 _CLASS_NAMES = {

@@ -69,7 +69,8 @@ class Trainable:
             streams: the random streams that it draws from in training mode.
 
         Returns:
-            The trainable, the parameters, and the state: all other collections.
+            The trainable, the parameters, and the state: all other collections. What is sown into them while training
+            is dropped.
 
         Raises:
             TypeError: if `module` is not a Linen module, `variables` is not a mapping, or an argument has no hash.
@@ -222,7 +223,9 @@ class _Linen(Trainable):
         forward = functools.partial(self.module.apply, rngs=rngs, mutable=list(state), **dict(self.training))
         with linen.intercept_methods(across_devices):
             logits, changed = forward({"params": params, **state}, images)
-        return logits, {**state, **changed}
+        # what is sown is appended to what was there before, and would grow with every step
+        found = dict(jax.tree_util.tree_leaves_with_path({**state, **changed}))
+        return logits, jax.tree_util.tree_map_with_path(lambda path, before: found.get(path, before), state)
 
     def classifier(self, params: Any, state: Any) -> Classifier:
         return from_linen(self.module, self.merge(params, state), **dict(self.evaluation))
@@ -241,7 +244,15 @@ class _Functions(Trainable):
         return self.apply
 
     def train(self, params: Any, state: Any, images: Images, key: Key, axis_name: str | None = None) -> tuple[Any, Any]:
-        return (self.apply(params, images), state) if self.evaluate is None else self.apply(params, state, images, key)
+        if self.evaluate is None:
+            return self.apply(params, images), state
+        logits, after = self.apply(params, state, images, key)
+        if jax.tree.structure(after) != jax.tree.structure(state):
+            raise ValueError(
+                f"apply must return a state of the structure it was given, {jax.tree.structure(state)}; "
+                f"got {jax.tree.structure(after)}"
+            )
+        return logits, after
 
     def classifier(self, params: Any, state: Any) -> Classifier:
         if self.evaluate is None:

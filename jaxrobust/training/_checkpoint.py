@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -70,17 +73,19 @@ class Checkpoints:
         """Begin to write a checkpoint; it is whole on disk when the next one begins, or at the context's end.
 
         Args:
-            step: its name, larger than that of all before.
+            step: its name; one of that name, which could not be read, is replaced.
             tree: a pytree of arrays; they may be donated once this returns.
             progress: what else belongs to it, as a JSON value.
         """
         self.wait()
         # A copy, since on CPU the writer would read buffers that the next step, to which they are donated, rewrites.
-        tree = jax.tree.map(np.array, jax.device_get(tree))
+        tree = jax.tree.map(lambda leaf: np.array(_store.raw(leaf)), tree)
         if self._mesh is not None:
             tree = everywhere(tree, self._mesh)
         with _store.reached(self._folder):
-            self._writing = self._orbax.save_async(step, tree, force=True, custom_metadata={"progress": progress})
+            self._writing = self._orbax.save_async(
+                step, tree, force=True, overwrite=True, custom_metadata={"progress": progress}
+            )
 
     def wait(self) -> None:
         """Wait until what was begun is whole; what went wrong with it is raised here."""
@@ -93,17 +98,53 @@ class Checkpoints:
             writing.result()
 
     def load(self, like: Any) -> tuple[Any, Any]:
-        """Read the newest checkpoint.
+        """Read the newest checkpoint that can be read, which is the same one in all processes.
 
         Args:
             like: a pytree of the same structure, shapes, dtypes and shardings.
 
         Returns:
             The pytree and the JSON value.
+
+        Raises:
+            ValueError: none can be read.
         """
-        newest = self._orbax.latest
+        damaged = []
+        for step in sorted((checkpoint.step for checkpoint in self._orbax.checkpoints), reverse=True):
+            found, failed = None, None
+            try:
+                found = self._read(step, like)
+            except Exception as error:  # broken bytes raise whatever the reader of the part they are in raises
+                failed = error
+            if _in_all(failed is None):
+                for name in damaged:
+                    warnings.warn(f"checkpoint {name} cannot be read; going on from {step}, before it", stacklevel=2)
+                return found
+            damaged.append(repr(str(self._folder / str(step))))
+        raise ValueError(
+            f"run_dir: no checkpoint can be read: {', '.join(damaged)} ({type(failed).__name__}: {failed}); remove the "
+            "run's folder to start anew"
+        ) from failed
+
+    def _read(self, step: int, like: Any) -> tuple[Any, Any]:
         shared = None if self._mesh is None else NamedSharding(self._mesh, P())
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shared or x.sharding), like)
-        progress = self._orbax.metadata(newest.step).custom_metadata["progress"]
-        tree = self._orbax.load(newest.step, abstract)
-        return tree if self._mesh is None else jax.tree.map(lambda x: x.addressable_data(0), tree), progress
+
+        def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+            leaf = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shared or leaf.sharding)
+
+        progress = self._orbax.metadata(step).custom_metadata["progress"]
+        tree = self._orbax.load(step, jax.tree.map(abstract, like))
+        if self._mesh is not None:
+            tree = jax.tree.map(lambda x: x.addressable_data(0), tree)
+        return jax.tree.map(_keyed, tree, like), progress
+
+
+def _keyed(array: Any, like: Any) -> Any:
+    """Random keys of their data, and any other array as it is."""
+    return _store.restored(array, like) if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else array
+
+
+def _in_all(fine: bool) -> bool:
+    """Whether it is so in all processes."""
+    return fine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(fine)).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxrobust import _inputs, _store, attacks
+from jaxrobust import _checks, _inputs, _store, attacks
 from jaxrobust.data import Batch, Loader
 from jaxrobust.models.trainable import Trainable
 from jaxrobust.training import _held_out, _run
@@ -22,7 +23,19 @@ from jaxrobust.training.objectives.core import Objective, inner_attacks, inner_s
 from jaxrobust.training.step import Augment, TrainState, first_memory
 from jaxrobust.types import Classifier, Key
 
-__all__ = ["FREE", "Disk", "Job", "Loop", "Progress", "apart", "check_examples", "check_fit", "prepare"]
+__all__ = [
+    "FREE",
+    "Disk",
+    "Job",
+    "Loop",
+    "Progress",
+    "apart",
+    "check_augment",
+    "check_examples",
+    "check_fit",
+    "is_objective",
+    "prepare",
+]
 
 # settings that change no number
 FREE = ("log_every", "checkpoint_every")
@@ -135,10 +148,14 @@ def prepare(
     run_id: str | None,
 ) -> tuple[Job, Loop]:
     """Check everything before any compute, and lay out the run; `saved` says whether it will have a folder."""
-    if not isinstance(objective, Objective):
+    if not is_objective(objective):
         raise TypeError(f"objective must be an Objective such as adversarial(attack); got {objective!r}")
+    if not (validation_attack is None or isinstance(validation_attack, attacks.Attack)):
+        raise TypeError(f"validation_attack must be an Attack such as attacks.pgd(...); got {validation_attack!r}")
+    check_augment(augment)
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig; got {type(config).__name__}")
+    _checks.key(key)
     trainable, params, state = apart(network)
     train = given = _held_out.as_dataset("train_data", train_data)
     order_key, split_key, step_key, validation_key = jax.random.split(key, 4)
@@ -219,6 +236,23 @@ def prepare(
     start = jax.device_put(start, jax.tree.map(lambda array: array.sharding, start))
     previous = jax.tree.map(jnp.array, start) if config.stop_on_overfitting else None
     return job, Loop(start, jax.tree.map(jnp.array, start.evaluated), previous, Progress())
+
+
+def check_augment(augment: Any) -> None:
+    """That images can be put through it."""
+    if not (augment is None or callable(augment)):
+        raise TypeError(f"augment must be a function of (key, images, index), or None; got {augment!r}")
+
+
+def is_objective(objective: Any) -> bool:
+    """Whether it is one, and not a function that makes one."""
+    if not isinstance(objective, Objective) or isinstance(objective, type):
+        return False
+    try:
+        inspect.signature(objective).bind("key", "learner", "batch")
+    except TypeError:
+        return False
+    return True
 
 
 def apart(network: Any) -> tuple[Trainable, Any, Any]:

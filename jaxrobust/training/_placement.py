@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrobust import _checks, _compile
+from jaxrobust import _checks, _compile, _store
 from jaxrobust.training.step import train_step
 
 __all__ = ["MAPPINGS", "Placement", "chosen_devices", "everywhere", "mesh_of", "numbered_step", "placement"]
@@ -71,7 +72,8 @@ def placement(
     if batch_size % (len(chosen) * accumulate):
         parts = f" times accumulate, {accumulate}" if accumulate > 1 else ""
         raise ValueError(f"batch_size must be divisible by the {len(chosen)} devices{parts}; got {batch_size}")
-    if len(chosen) == 1 and mapping == "shard_map":
+    # where a step runs by itself
+    if chosen == jax.local_devices()[:1] and mapping == "shard_map":
         return None
     return Placement(tuple(chosen), mapping)
 
@@ -87,11 +89,14 @@ def chosen_devices(devices: int | list[Any] | None, *, processes: int = 1) -> li
         The devices.
 
     Raises:
-        ValueError: more than there are.
+        ValueError: more than there are, or a list of something else.
     """
     local = jax.local_devices()
-    if isinstance(devices, list):
-        return devices
+    if isinstance(devices, (list, tuple)):
+        known = jax.local_devices() if processes == 1 else jax.devices()
+        if not devices or any(device not in known for device in devices) or len(set(devices)) < len(devices):
+            raise ValueError(f"devices must be a count or different devices of jax.devices(); got {devices!r}")
+        return list(devices)
     if devices is None:
         devices = 1 if local[0].platform == "cpu" and processes == 1 else len(local)
     count = _checks.count("devices", devices)
@@ -131,7 +136,7 @@ class Placement:
     def place(self, state: Any) -> Any:
         """A state onto all devices, equal on each."""
         if self.mapping == "pmap":
-            return jax.tree.map(lambda leaf: self._shared(np.stack([leaf] * self.here)), state)
+            return jax.tree.map(lambda leaf: self._stacked(leaf), state)
         return everywhere(state, self.mesh)
 
     def gathered(self, state: Any) -> Any:
@@ -160,6 +165,13 @@ class Placement:
 
     def _shared(self, rows: Any) -> Any:
         return jax.make_array_from_process_local_data(self.rows, np.asarray(rows))
+
+    def _stacked(self, leaf: Any) -> Any:
+        # NumPy has no random keys, only their data
+        stacked = self._shared(np.stack([_store.raw(leaf)] * self.here))
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return stacked
+        return jax.random.wrap_key_data(stacked, impl=jax.random.key_impl(leaf))
 
     def _own(self, leaf: Any) -> Any:
         own = leaf.addressable_data(0)

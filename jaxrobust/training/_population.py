@@ -17,10 +17,10 @@ from jaxrobust import _checks, _compile, _inputs
 from jaxrobust.data import Batch, Dataset, Loader
 from jaxrobust.models.trainable import Trainable
 from jaxrobust.training import _held_out
-from jaxrobust.training._job import apart, check_examples, check_fit
+from jaxrobust.training._job import apart, check_augment, check_examples, check_fit, is_objective
 from jaxrobust.training._placement import chosen_devices, mesh_of, numbered_step
 from jaxrobust.training.config import TrainConfig, transformation
-from jaxrobust.training.objectives.core import Objective, inner_attacks, warmed_up
+from jaxrobust.training.objectives.core import inner_attacks, warmed_up
 from jaxrobust.training.step import Augment, TrainState, first_memory
 from jaxrobust.types import Classifier, Key
 
@@ -271,6 +271,7 @@ def assemble(
     """Check everything before any compute, and say who is trained on what."""
     objectives = list(objective) if isinstance(objective, (list, tuple)) else [objective]
     _check_objectives(objectives)
+    check_augment(augment)
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig; got {type(config).__name__}")
     if config.validation or config.stop_on_overfitting:
@@ -375,7 +376,7 @@ def _sample(network: Any, key: Key) -> Any:
 
 def _check_objectives(objectives: list[Any]) -> None:
     for objective in objectives or [None]:
-        if not isinstance(objective, Objective):
+        if not is_objective(objective):
             raise TypeError(
                 f"objective must be an Objective such as adversarial(attack), or M of them; got {objective!r}"
             )
@@ -409,8 +410,11 @@ def _positions(subsets: Any, total: int) -> list[np.ndarray]:
                 f"subsets[{member}] must be a mask ({total},) of booleans or a list of integers, positions; "
                 f"got {subset.dtype}{list(subset.shape)}"
             )
-        if subset.dtype != bool and total > 2 and len(subset) == total and set(np.unique(subset)) <= {0, 1}:
-            raise ValueError(f"subsets[{member}] looks like a mask, which must be boolean: use .astype(bool)")
+        if len(subset) == total > 2 and subset.dtype != bool and subset.min() >= 0 and subset.max() <= 1:
+            raise ValueError(
+                f"subsets[{member}] must be a mask of booleans or positions; got {total} integers 0 and 1 "
+                "(of a mask: .astype(bool))"
+            )
         if subset.dtype == bool and len(subset) != total:
             raise ValueError(f"subsets[{member}] must have one boolean for each of {total} examples; got {len(subset)}")
         places = np.flatnonzero(subset) if subset.dtype == bool else subset.astype(np.int64)

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from jaxrobust import _checks
@@ -96,13 +97,20 @@ class TrainConfig:
         if not callable(self.schedule):
             _checks.choice("schedule", self.schedule, SCHEDULES)
         for name in ("learning_rate", "weight_decay", "radius_warmup", "validation"):
-            _checks.number(name, getattr(self, name))
+            value = _checks.number(name, getattr(self, name))
+            if np.shape(value) or not np.issubdtype(np.asarray(value).dtype, np.number):
+                raise TypeError(f"{name} must be a real number; got {value!r}")
+        for name in ("drop_last", "stop_on_overfitting"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise TypeError(f"{name} must be True or False; got {getattr(self, name)!r}")
         if self.ema_decay is not None:
             _checks.number("ema_decay", self.ema_decay, high=1.0)
         if self.clip_value is not None:
             _checks.positive("clip_value", self.clip_value)
         if self.learning_rate == 0:
             raise ValueError("learning_rate must be > 0; got 0")
+        if self.learning_rate > np.finfo(np.float32).max:
+            raise ValueError(f"learning_rate must be finite in float32; got {self.learning_rate}")
         if self.validation >= 1:
             raise ValueError(f"validation must lie in [0, 1); got {self.validation}")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 from tqdm import tqdm
@@ -68,9 +68,10 @@ class Members:
     @property
     def finite(self) -> Bool[np.ndarray, " members"]:
         """Which of them kept finite losses, gradients and parameters; one that did not has disturbed no other."""
-        floats = [leaf for leaf in jax.tree.leaves(self.params) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        kept = [np.isfinite(np.asarray(leaf, np.float32)).reshape(len(self), -1).all(1) for leaf in floats]
-        return np.all([*kept, *(np.isfinite(self.history[name]).all(1) for name in ("loss", "grad_norm"))], axis=0)
+        # the last update shows in the parameters alone
+        leaves = [np.asarray(leaf).astype(np.float64).reshape(len(self), -1) for leaf in jax.tree.leaves(self.params)]
+        leaves += [self.history["loss"], self.history["grad_norm"]]
+        return np.all([np.isfinite(leaf).all(1) for leaf in leaves], 0)
 
     def network(self, member: int) -> Any:
         """One of them, as `Trainable.merge` gives it: of NNX a module in evaluation mode.
@@ -84,8 +85,8 @@ class Members:
         Raises:
             ValueError: there is no such member.
         """
-        if not 0 <= member < len(self):
-            raise ValueError(f"member must lie in 0..{len(self) - 1}; got {member}")
+        if _checks.count("member", member, low=0) >= len(self):
+            raise ValueError(f"member must be below {len(self)}, the members; got {member}")
         return self.trainable.merge(*jax.tree.map(lambda leaf: leaf[member], (self.params, self.state)))
 
     def logits(self, images: Any, *, batch_size: int = 128) -> Float[np.ndarray, "members batch classes"]:
@@ -99,10 +100,10 @@ class Members:
             (M, N, K), on the host.
 
         Raises:
-            TypeError: the images are integers.
-            ValueError: there are none, or they lie outside of [0, 1] or have another shape.
+            TypeError: images are not floating.
+            ValueError: they are none, or lie outside [0, 1].
         """
-        size, pixels = _checks.count("batch_size", batch_size), _inputs.as_array("images", images)
+        size, pixels = _checks.count("batch_size", batch_size), np.asarray(images)
         _inputs.image_shape(pixels)
         _inputs.image_values(pixels)
         pixels = pixels.astype(np.float32)
@@ -230,15 +231,14 @@ def fit_many(
             told_to_end = stack.enter_context(_run.sigterm_deferred())
             folder = stack.enter_context(_run.opened(run_dir, *_identified(population, objective, run_id)))
             disk = _Disk(folder, told_to_end)
-            finished = disk.finished()
-        # the first members that are missing, and those after each finished part, up to the next
-        ends = {first + len(found["row loss"]) for first, found in finished.items()}
-        gaps = [(first, min([place for place in finished if place >= first], default=count)) for first in {0, *ends}]
-        chunks = [
-            np.minimum(np.arange(start, start + lanes), end - 1).tolist()
-            for first, end in sorted(gaps)
-            for start in range(first, end, lanes)
-        ]
+            finished = disk.finished(population)
+        done = {first + number for first, found in finished.items() for number in range(len(found["row loss"]))}
+        chunks, start = [], 0
+        while start < count:
+            gap = list(itertools.takewhile(lambda member: member not in done, range(start, min(start + lanes, count))))
+            if gap:
+                chunks.append(gap + gap[-1:] * (lanes - len(gap)))
+            start += len(gap) or 1
         total = sum(max(population.steps(member) for member in chunk) for chunk in chunks) * config.epochs
         bar = stack.enter_context(tqdm(total=total, disable=not progress, unit="step", dynamic_ncols=True))
         for chosen in chunks:
@@ -318,19 +318,24 @@ class _Disk:
     folder: _store.Path
     terminated: Callable[[], bool]
 
-    def finished(self) -> dict[int, dict[str, np.ndarray]]:
-        """What was finished, by its first member, as the file's name has it."""
-        paths = sorted(self.folder.glob("members-*.npz"))
-        return {int(path.stem.removeprefix("members-")): self._read(path, "row loss", "leaf 0") for path in paths}
-
-    def _read(self, path: _store.Path, *names: str) -> dict[str, np.ndarray]:
-        arrays = _store.read_arrays(path)
-        missing = [name for name in names if name not in arrays]
-        if missing:
-            raise ValueError(
-                f"{path} must be one that fit_many wrote, remove it to train again; it has no {missing[0]!r}"
+    def finished(self, population: Population) -> dict[int, dict[str, np.ndarray]]:
+        """What is done, by the first member of each file."""
+        found: dict[int, dict[str, np.ndarray]] = {}
+        like, end = jax.tree.leaves(_shapes(population)), 0
+        for path in sorted(self.folder.glob("members-*.npz")):
+            place, arrays = path.stem.removeprefix("members-"), _store.read_arrays(path)
+            first, many = int(place) if place.isdecimal() else -1, len(arrays.get("row loss", ()))
+            leaves = [arrays.get(f"leaf {number}") for number in range(len(like))]
+            fits = all(
+                x is not None and x.shape[: leaf.ndim] == (many, *leaf.shape[1:])
+                for x, leaf in zip(leaves, like, strict=True)
             )
-        return arrays
+            if not (many and fits and end <= first <= len(population) - many):
+                raise ValueError(
+                    f"run_dir: {str(path)!r} does not hold members of this run; remove it to train them anew"
+                )
+            found[first], end = arrays, first + many
+        return found
 
     def finish(self, first: int, found: dict[str, np.ndarray]) -> None:
         # in this order, and with the members in both, so that a kill in between leaves nothing wrong
@@ -350,11 +355,15 @@ class _Disk:
         path = self.folder / "running.npz"
         if not path.exists():
             return
-        leaves, structure = jax.tree.flatten(chunk.state)
-        arrays = self._read(path, "members", "place", *(f"leaf {number}" for number in range(len(leaves))))
+        arrays = _store.read_arrays(path)
         # other members are in training where the number of devices has changed, or the chunk was finished
-        if not np.array_equal(arrays["members"], members):
+        if not np.array_equal(arrays.get("members", members), members):
             return
+        leaves, structure = jax.tree.flatten(chunk.state)
+        if not {"place", *(f"leaf {number}" for number in range(len(leaves)))} <= arrays.keys():
+            raise ValueError(
+                f"run_dir: {str(path)!r} lacks arrays of the members in training; remove it to train them anew"
+            )
         stored = [_store.restored(arrays[f"leaf {number}"], leaf) for number, leaf in enumerate(leaves)]
         chunk.state = jax.tree.unflatten(structure, stored)
         chunk.epoch, chunk.step = map(int, arrays["place"])
@@ -389,9 +398,14 @@ def _identified(population: Population, objective: Any, run_id: str | None) -> t
     return description, {name: _store.identity(value, what=name, run_id=run_id) for name, value in parts.items()}
 
 
+def _shapes(population: Population) -> Any:
+    """What is evaluated of a chunk, as shapes."""
+    return jax.eval_shape(lambda: population.start([0] * population.lanes).evaluated)
+
+
 def _result(population: Population, finished: list[dict[str, np.ndarray]]) -> Members:
     joined = {name: np.concatenate([found[name] for found in finished]) for name in finished[0]}
-    like, structure = jax.tree.flatten(jax.eval_shape(lambda: population.start([0] * population.lanes).evaluated))
+    like, structure = jax.tree.flatten(_shapes(population))
     leaves = [_store.restored(joined[f"leaf {number}"], leaf) for number, leaf in enumerate(like)]
     params, state = jax.tree.unflatten(structure, leaves)
     history = {name.removeprefix("row "): values for name, values in joined.items() if name.startswith("row ")}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxrobust import _compile, attacks
+from jaxrobust import _checks, _compile, attacks
 from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
 from jaxrobust.training._job import Disk, Job, Loop, Progress, prepare
@@ -79,7 +79,9 @@ def fit(
 
     With `run_dir` the run may be killed at any time: started again with the same arguments it goes on from its last
     checkpoint (the end of an epoch, or `config.checkpoint_every` steps) and ends with the same numbers. SIGTERM saves
-    one more checkpoint at the end of the step and then takes its course. The folder holds `config.json`,
+    one more checkpoint at the end of the step and then takes its course. A checkpoint is written beside training and is
+    whole when the next one begins, so a kill on a slow disk can cost up to two intervals; where the newest is damaged
+    the run goes on from the one before, with a warning. The folder holds `config.json`,
     `metrics.jsonl` (a line an epoch, the rows of `TrainResult.history`) and `checkpoints/`.
 
     Args:
@@ -116,7 +118,8 @@ def fit(
             cannot be identified and there is no `run_id`.
         BlockingIOError: another run is in `run_dir`.
         OSError: `run_dir` cannot be read or written, at first or later; what was whole there stays so.
-        FloatingPointError: if the loss or its gradient becomes NaN or infinite; it names the step. Checkpoints stay.
+        FloatingPointError: if the loss, its gradient or the last parameters become NaN or infinite; it names the
+            step. Checkpoints stay.
 
     Example:
         >>> import jaxrobust as jr
@@ -134,6 +137,7 @@ def fit(
         Madry et al., 2018, arXiv:1706.06083; Rice, Wong and Kolter, 2020, arXiv:2002.11569.
     """
     if run_dir is not None:
+        _checks.saving("run_dir", run_dir, run_id)
         Checkpoints.check("run_dir", run_dir)
     job, loop = prepare(
         network,
@@ -169,6 +173,7 @@ def fit(
         )
         while not loop.progress.finished:
             terminated = _train_epoch(job, loop, disk, bar)
+            _check_last(job, loop)
             _end_epoch(job, loop)
             if disk is not None:
                 disk.save(loop)
@@ -234,6 +239,17 @@ def _train_epoch(job: Job, loop: Loop, disk: Disk | None, bar: Any) -> bool:
         loop.train = placement.gathered(train)
     progress.seconds = time.perf_counter() - started
     return terminated
+
+
+def _check_last(job: Job, loop: Loop) -> None:
+    """That the run's very last update left finite parameters; of those before the next loss tells."""
+    if loop.progress.epoch + 1 < job.config.epochs:
+        return
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(loop.train.params)):
+        raise FloatingPointError(
+            f"parameters must stay finite; got NaN or infinity after step {loop.progress.step}, the last. "
+            "Lower the learning rate, or warm the radius up."
+        )
 
 
 def _replayed(job: Job, epoch: int, start: int) -> Iterator[Any]:

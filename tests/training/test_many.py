@@ -100,7 +100,7 @@ def test_logits_and_classifiers(alone):
         alone.logits((IMAGES * 255).astype(np.uint8))
     with pytest.raises(ValueError, match="images must hold at least one image"):
         alone.logits(IMAGES[:0])
-    with pytest.raises(ValueError, match=r"member must lie in 0\.\.2; got 5"):
+    with pytest.raises(ValueError, match=r"member must be below 3, the members; got 5"):
         alone.network(5)
 
 
@@ -145,6 +145,19 @@ def test_a_stopped_run_goes_on(reading, alone, monkeypatch, tmp_path):
     assert len(calls) == before
     with pytest.raises(ValueError, match="belongs to a run that differs in subsets"):
         run(subsets=subsets[::-1], key=KEYS[key], run_dir=tmp_path)
+    if reading == 3:
+        first = tmp_path / "members-00000000.npz"
+        first.unlink()
+        assert_equal(numbers(run(subsets=subsets, key=KEYS[key], run_dir=tmp_path)), numbers(alone, key))
+        for other in ("members-00000003.npz", "members-x.npz"):
+            first.rename(tmp_path / other)
+            with pytest.raises(ValueError, match=rf"{other}' does not hold members"):
+                run(subsets=subsets, key=KEYS[key], run_dir=tmp_path)
+            (tmp_path / other).rename(first)
+        first.unlink()
+        np.savez(tmp_path / "running.npz", members=np.arange(4))
+        with pytest.raises(ValueError, match=r"running.npz' lacks"):
+            run(subsets=subsets, key=KEYS[key], run_dir=tmp_path)
 
 
 def test_only_what_is_missing_is_trained_again(alone, tmp_path):
@@ -158,7 +171,7 @@ def test_only_what_is_missing_is_trained_again(alone, tmp_path):
     first.unlink()
     assert_equal(numbers(run(**options)), numbers(alone, order))
     np.savez(tmp_path / "members-00000004.npz", other=np.zeros(2))
-    with pytest.raises(ValueError, match=r"members-00000004\.npz must be one that fit_many wrote"):
+    with pytest.raises(ValueError, match=r"members-00000004\.npz' does not hold members of this run"):
         run(**options)
 
 
@@ -234,7 +247,11 @@ MASK = np.ones((2, 60), bool)
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"subsets": MASK.astype(int)}, ValueError, r"subsets\[0\] looks like a mask, which must be boolean"),
+        (
+            {"subsets": MASK.astype(int)},
+            ValueError,
+            r"subsets\[0\] must be a mask of booleans or positions; got 60 integers",
+        ),
         ({"subsets": MASK[:, :59]}, ValueError, r"subsets\[0\] must have one boolean for each of 60 examples; got 59"),
         ({"subsets": [[0, 1], [60]]}, ValueError, r"subsets\[1\] must lie in 0..59; got 60..60"),
         ({"subsets": [[0, 1], []]}, ValueError, r"subsets\[1\] must hold at least one example"),

@@ -127,6 +127,26 @@ def test_what_an_objective_remembers_is_taken_up_again(name, tmp_path):
     ]
 
 
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(undisturbed, tmp_path):
+    run(tmp_path)
+    newest, before = sorted(
+        (p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: -int(p.name)
+    )
+    for path in (path for path in newest.rglob("*") if path.is_file()):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.warns(UserWarning, match=rf"checkpoint '.*/{newest.name}' cannot be read; going on from {before.name}"):
+        result = run(tmp_path)
+    networks, best, history = outcome(result)
+    assert_equal(networks, undisturbed[0])
+    assert (best, history) == undisturbed[1:]
+    assert outcome(run(tmp_path))[2] == history
+    for folder in (tmp_path / "checkpoints").iterdir():
+        for path in folder.rglob("*METADATA*"):
+            path.unlink()
+    with pytest.raises(ValueError, match=rf"no checkpoint can be read: .*/{newest.name}'.* to start anew"):
+        run(tmp_path)
+
+
 def test_rows_after_the_last_checkpoint_are_not_kept_twice(undisturbed, tmp_path):
     run(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as log:
