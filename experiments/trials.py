@@ -46,7 +46,7 @@ def trial(recipe: Recipe, steps: int, measuring: Any = None) -> tuple[dict[str, 
         A row: the mean loss of the first and the last ten steps, the mean seconds of a step after the first and the
         seconds of that, which compiles; and the network.
     """
-    trainable, params, state = training.Trainable.from_nnx(recipe.network.make(0))
+    trainable, params, state = jr.models.Trainable.from_nnx(recipe.network.make(0))
     optimizer = dataclasses.replace(recipe.train, schedule="constant").transformation(steps)
     objective = recipe.objective.make(measuring)
     augment = augmentation(recipe.augment)
