@@ -65,6 +65,9 @@ class Options:
 def main(options: Options) -> _store.Path:
     """Evaluate, or what is left of it, print the table, and return the page."""
     began = time.perf_counter()
+    specs.check_seed(options.seed)
+    if options.examples is not None and options.examples < 1:
+        raise ValueError(f"--examples must be >= 1; got {options.examples}")
     remember_programs()
     folder = _store.place(options.run)
     run, model = load_run(folder)
@@ -164,8 +167,13 @@ def _chosen(suite: Suite, options: Options) -> Suite:
 
 def _planned(recipe: Recipe, suite: Suite, options: Options) -> list[specs.Planned]:
     """The attacks, the chosen columns alone, with the network that measures where there is need of one."""
-    budget = {"steps": options.steps, "queries": options.queries} if suite.suites else {}
-    groups = specs.plan(list(suite.suites), list(suite.attacks), (), budget)
+    budget = {"steps": options.steps, "queries": options.queries}
+    for name, value in budget.items():
+        if value is not None and (value < 1 or not suite.suites):
+            raise ValueError(
+                f"--{name} must be >= 1, and is of suites, of which there are {len(suite.suites)}; got {value}"
+            )
+    groups = specs.plan(list(suite.suites), list(suite.attacks), (), budget if suite.suites else {})
     known = list(dict.fromkeys(_column(name) for group in groups for name in group.attacks))
     for column in options.columns:
         if column not in known:

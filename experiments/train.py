@@ -24,7 +24,7 @@ import tyro
 from etils import epath
 
 from experiments import recipes
-from experiments.recipes.recipe import Recipe, Run
+from experiments.recipes.recipe import FILE, Recipe, Run
 from jaxrobust import _store, training
 from jaxrobust.cli import specs
 from jaxrobust.cli.evaluate import remember_programs
@@ -42,7 +42,8 @@ class Options:
         recipe: the recipe.
         run_dir: the run folder, a local one or gs://BUCKET/FOLDER; by default runs/RECIPE.
         seed: of all randomness.
-        schedule: of the learning rate, in place of the recipe's: a name of `jaxrobust.training.SCHEDULES`.
+        schedule: of the learning rate, in place of the recipe's: a name of `jaxrobust.training.SCHEDULES`; the flag
+            for it, since --train.schedule may be an Optax schedule too and so takes nothing from a command line.
         steps: a trial of so few steps, on as many images as it needs.
         devices: how many share a batch; by default all of an accelerator's and one of a CPU's.
         mapping: how the step is mapped over them.
@@ -74,6 +75,9 @@ def main(options: Options) -> _store.Path:
     if options.steps is not None and options.steps < 1:
         raise ValueError(f"--steps must be >= 1; got {options.steps}")
     specs.check_seed(options.seed)
+    places = [name for name in ("coordinator", "processes", "process") if getattr(options, name) is not None]
+    if places and not options.distributed:
+        raise ValueError(f"--{places[0]} goes with --distributed, which is missing")
     if options.tensorboard:
         _summary_writer()  # missing, it is missed by all processes, and before they wait for each other
     if options.distributed:  # before anything asks for a device
@@ -87,19 +91,25 @@ def main(options: Options) -> _store.Path:
     arguments = run.arguments()
     board = _board(folder) if options.tensorboard else contextlib.nullcontext()
     first = jax.process_index() == 0
-    run.save(folder)
+    begun = run.save(folder)
     if first:
         print(f"run: {folder}", flush=True)
-    with board if first else contextlib.nullcontext():
-        result = training.fit(
-            arguments.pop("network"),
-            run.train_data(),
-            **arguments,
-            devices=options.devices,
-            mapping=options.mapping,
-            run_dir=folder / "training",
-            progress=options.progress and first,
-        )
+    try:
+        with board if first else contextlib.nullcontext():
+            result = training.fit(
+                arguments.pop("network"),
+                run.train_data(),
+                **arguments,
+                devices=options.devices,
+                mapping=options.mapping,
+                run_dir=folder / "training",
+                progress=options.progress and first,
+            )
+    except (OSError, TypeError, ValueError):
+        # what was refused before anything was trained does not stand in the way of the next command
+        if begun and not (folder / "training" / "config.json").is_file():
+            (folder / FILE).unlink(missing_ok=True)
+        raise
     if first:
         save_npz(folder / WEIGHTS, result.network)
         print(_told(run, result))

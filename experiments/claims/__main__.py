@@ -49,10 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.seeds < 1:
             parser.error(f"--seeds must be at least 1; got {given.seeds}")
         scale = dataclasses.replace(scale, seeds=given.seeds)
-    held = [
-        common.run(name, EXPERIMENTS[name], scale, given.runs, given.results, given.progress)
-        for name in given.experiments
-    ]
+    try:
+        held = [
+            common.run(name, EXPERIMENTS[name], scale, given.runs, given.results, given.progress)
+            for name in given.experiments
+        ]
+    except (OSError, TypeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0 if all(held) else 1
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 
 import jaxrobust as jr
 from experiments import tables
+from experiments.recipes.recipe import Data
 from jaxrobust import attacks, sets, training
 
 
@@ -164,12 +165,12 @@ class Bench:
     @functools.cached_property
     def train_data(self) -> jr.data.Dataset:
         """The first training images."""
-        return jr.data.load(self.scale.data, f"train[:{self.scale.train}]")
+        return Data(self.scale.data).load("train", limit=self.scale.train)
 
     @functools.cached_property
     def test_data(self) -> jr.data.Dataset:
         """The first test images."""
-        return jr.data.load(self.scale.data, f"test[:{self.scale.test}]")
+        return Data(self.scale.data).load("test", limit=self.scale.test)
 
     def train(
         self, name: str, objective: Any, seed: int = 0, *, start: Any = None, augment: Any = None, **changes: Any

@@ -131,7 +131,8 @@ def _table(bench: Bench, names: Sequence[str], columns: Sequence[str] = SETS) ->
         each = []
         for seed in range(bench.scale.seeds):
             fitted = bench.train(name, _objective(bench, name), seed)
-            seconds = float(sum(epoch["seconds"] for epoch in fitted.history[1:]))
+            # without the first epoch, which compiles, where there is another
+            seconds = float(sum(epoch["seconds"] for epoch in fitted.history[1:] or fitted.history))
             found = bench.evaluate(name, fitted.last, bench.scale.attacks(bench.scale.attack_steps, *columns), seed)
             each.append({**accuracies(found), "train s": seconds})
         rows.append(average(each, training=name))

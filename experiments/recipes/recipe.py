@@ -89,12 +89,26 @@ class Data:
 
     def load(self, split: str, *, limit: int | None = None) -> Any:
         """The examples of a split, at most so many."""
-        part = split if limit is None else f"{split}[:{limit}]"
+        if limit is not None:
+            found = None if "[" in split else self._first(split, limit)
+            return self.load(split)[:limit] if found is None else found
+        return self._load(split, split)
+
+    def _first(self, split: str, limit: int) -> Any:
+        """The first examples of a whole split, without reading more; None where it has not as many."""
+        try:
+            return self._load(split, f"{split}[:{limit}]")
+        except ValueError:
+            return None
+
+    def _load(self, split: str, part: str) -> Any:
+        how: dict[str, Any] = {"size": self.size, "in_memory": self.in_memory or split != self.train}
         if split == self.train and self.random_crop:
-            crop = jr.data.RandomResizedCrop(self.size or 224)
-            return jr.data.load(self.name, part, data_dir=self.folder, crop=crop, in_memory=False)
-        in_memory = self.in_memory or split != self.train
-        return jr.data.load(self.name, part, data_dir=self.folder, size=self.size, in_memory=in_memory)
+            how = {"crop": jr.data.RandomResizedCrop(self.size or 224), "in_memory": False}
+        try:
+            return jr.data.load(self.name, part, data_dir=self.folder, **how)
+        except RuntimeError as error:  # not prepared, and the ways out
+            raise ValueError(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,28 +260,37 @@ class Run:
 
     def train_data(self) -> Any:
         """The training images, of a trial only as many as it needs."""
-        limit = None if self.steps is None else self.steps * self.recipe.train.batch_size
+        limit = None
+        if self.steps is not None:
+            # an objective may take several steps on a batch
+            own = None if self.recipe.objective.external else self.recipe.objective.make(None)
+            limit = -(-self.steps // getattr(own, "replays", 1)) * self.recipe.train.batch_size
         return self.recipe.data.load(self.recipe.data.train, limit=limit)
 
-    def save(self, folder: _store.Path) -> None:
+    def save(self, folder: _store.Path) -> bool:
         """Write `recipe.json`, or make sure that the one that is there is the same; all processes of a run call it.
+
+        Returns:
+            Whether this very process has written it.
 
         Raises:
             ValueError: the folder holds a run that differs; the message says in what.
             OSError: it cannot be read or written.
         """
         path, mine = folder / FILE, json.loads(json.dumps(dataclasses.asdict(self)))
-        with _store.reached(folder, name="--run-dir"):
-            text = path.read_text(encoding="utf-8") if path.is_file() else None
-        there, here = _store.flat(mine if text is None else json.loads(text)), _store.flat(mine)
+        with _store.reached(folder, name="--run-dir", unless=(ValueError,)):
+            known = _read(path) if path.is_file() else None
+        there, here = _store.flat(mine if known is None else known), _store.flat(mine)
         differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
         if differing:
             told = "; ".join(f"{n}: {there.get(n)!r} there, {here.get(n)!r} here" for n in differing)
             raise ValueError(f"--run-dir {str(folder)!r} holds another run: {told}")
         _run.together("recipe")  # each has looked
-        if text is None and jax.process_index() == 0:
+        writes = known is None and jax.process_index() == 0
+        if writes:
             with _store.reached(folder, name="--run-dir"):
                 _store.write_json(path, mine)
+        return writes
 
 
 def load_run(folder: _store.Path) -> tuple[Run, jr.Classifier]:
@@ -285,11 +308,25 @@ def load_run(folder: _store.Path) -> tuple[Run, jr.Classifier]:
     path, weights = folder / FILE, folder / WEIGHTS
     if not path.is_file():
         raise ValueError(f"RUN must be the folder of a run of experiments.train; {str(folder)!r} has no {FILE}")
-    run = _of_json(Run, json.loads(path.read_text(encoding="utf-8")))
+    try:
+        run = _of_json(Run, _read(path))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} must be what experiments.train wrote; got {error!r}") from error
     if not weights.is_file():
         raise ValueError(f"RUN must have finished training; {str(folder)!r} has no {WEIGHTS}: give its command again")
     network = jr.models.load_npz(weights, run.recipe.network.make(run.seed))
     return run, jr.Classifier.from_nnx(network)
+
+
+def _read(path: _store.Path) -> Any:
+    """What a `recipe.json` holds."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is damaged, not valid JSON ({error}); remove it to start anew") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(path)!r} must be what experiments.train wrote; got a JSON {type(found).__name__}")
+    return found
 
 
 def only_correct(attack: str) -> Objective:
