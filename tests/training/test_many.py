@@ -96,6 +96,16 @@ def test_logits_and_classifiers(alone):
         np.testing.assert_allclose(classifier(IMAGES), logits[member], atol=1e-5)
     np.testing.assert_allclose(jax.vmap(lambda model: model(IMAGES))(alone.stack), logits, atol=1e-5)
     assert len(alone) == 3
+    with pytest.raises(TypeError, match="images must be floating point"):
+        alone.logits((IMAGES * 255).astype(np.uint8))
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
+        alone.logits(IMAGES * 255)
+    with pytest.raises(ValueError, match="at least one image"):
+        alone.logits(IMAGES[:0])
+    with pytest.raises(ValueError, match="member must be below 3"):
+        alone.network(5)
+    last = jax.tree.map(lambda leaf: leaf.at[1].set(np.nan), alone.params)
+    assert dataclasses.replace(alone, params=last).finite.tolist() == [True, False, True]
 
 
 @pytest.mark.slow
@@ -218,6 +228,7 @@ MASK = np.ones((2, 60), bool)
         ({"subsets": MASK[:, :59]}, ValueError, r"subsets\[0\] must have one boolean for each of 60 examples; got 59"),
         ({"subsets": [[0, 1], [60]]}, ValueError, r"subsets\[1\] must lie in 0..59; got 60..60"),
         ({"subsets": [[0, 1], []]}, ValueError, r"subsets\[1\] must hold at least one example"),
+        ({"subsets": MASK.astype(int)}, ValueError, r"integers 0 and 1 \(of a mask: .astype\(bool\)\)"),
         ({"subsets": [[0.5]]}, ValueError, r"subsets\[0\] must be a mask \(60,\) of booleans or a list of integers"),
         ({"subsets": 3}, TypeError, "subsets must be M masks or lists"),
         (
