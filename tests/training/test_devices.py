@@ -114,10 +114,14 @@ def test_a_run_goes_on_with_another_number_of_devices(name, mapping, tmp_path):
         ({"devices": []}, "devices must be a count or different devices"),
         ({"devices": [0]}, "devices must be a count or different devices"),
         ({"devices": ["a"]}, "devices must be a count or different devices"),
-        ({"devices": [*jax.devices()[:1]] * 2}, "devices must be a count or different devices"),
         ({"mapping": "vmap"}, "mapping must be one of"),
     ],
 )
 def test_bad_input(options, message):
     with pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error"):
         run(**options)
+
+
+def test_a_device_named_twice():
+    with pytest.raises(ValueError, match="devices must be a count or different devices"):
+        run(devices=jax.devices()[:1] * 2)
