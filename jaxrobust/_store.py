@@ -159,10 +159,11 @@ def describe(value: Any) -> Any:
 
 
 def restored(array: np.ndarray, like: Any) -> jax.Array:
-    """The inverse of `raw`, with the type and placement of `like`, an array or the shape of one."""
+    """The inverse of `raw`, with the type and placement of `like`, an array or its shape."""
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.device_put(
-            jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like)), like.sharding
+            jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(jnp.empty((), like.dtype))),
+            like.sharding,
         )
     # .npz knows no bfloat16 and its like, and brings back their bytes
     return jax.device_put(array.view(like.dtype) if array.dtype.kind == "V" else array, like.sharding)

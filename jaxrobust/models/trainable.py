@@ -247,11 +247,9 @@ class _Functions(Trainable):
         if self.evaluate is None:
             return self.apply(params, images), state
         logits, after = self.apply(params, state, images, key)
-        if jax.tree.structure(after) != jax.tree.structure(state):
-            raise ValueError(
-                f"apply must return a state of the structure it was given, {jax.tree.structure(state)}; "
-                f"got {jax.tree.structure(after)}"
-            )
+        there, here = str(jax.tree.structure(state)), str(jax.tree.structure(after))
+        if there != here:
+            raise ValueError(f"apply must return a state of the structure it was given, {there}; got {here}")
         return logits, after
 
     def classifier(self, params: Any, state: Any) -> Classifier:

@@ -109,17 +109,21 @@ class Checkpoints:
         Raises:
             ValueError: none can be read.
         """
-        damaged = []
+        damaged: list[str] = []
         for step in sorted((checkpoint.step for checkpoint in self._orbax.checkpoints), reverse=True):
-            found, failed = None, None
+            found: Any = None
+            failed: Exception | None = None
             try:
                 found = self._read(step, like)
             except Exception as error:  # broken bytes raise whatever the reader of the part they are in raises
+                # what cannot be reached now may be whole; of several processes the others would wait for this one
+                if self._mesh is None and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                    raise
                 failed = error
             if _in_all(failed is None):
                 for name in damaged:
                     warnings.warn(f"checkpoint {name} cannot be read; going on from {step}, before it", stacklevel=2)
-                return found
+                return jax.tree.map(_keyed, found[0], like), found[1]
             damaged.append(repr(str(self._folder / str(step))))
         raise ValueError(
             f"run_dir: no checkpoint can be read: {', '.join(damaged)} ({type(failed).__name__}: {failed}); remove the "
@@ -137,12 +141,12 @@ class Checkpoints:
         tree = self._orbax.load(step, jax.tree.map(abstract, like))
         if self._mesh is not None:
             tree = jax.tree.map(lambda x: x.addressable_data(0), tree)
-        return jax.tree.map(_keyed, tree, like), progress
+        return tree, progress
 
 
 def _keyed(array: Any, like: Any) -> Any:
     """Random keys of their data, and any other array as it is."""
-    return _store.restored(array, like) if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else array
+    return _store.restored(np.asarray(array), like) if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else array
 
 
 def _in_all(fine: bool) -> bool:

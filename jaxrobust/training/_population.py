@@ -241,7 +241,7 @@ def _block(rates: Any, number: int) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(lambda step: jnp.asarray(rates(step), jnp.float32)))(steps))
 
 
-def _numbers(network: nnx.Module) -> tuple[Any, Any]:
+def _numbers(network: Any) -> tuple[Any, Any]:
     return apart(network)[1:]
 
 

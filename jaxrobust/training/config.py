@@ -109,7 +109,7 @@ class TrainConfig:
             _checks.positive("clip_value", self.clip_value)
         if self.learning_rate == 0:
             raise ValueError("learning_rate must be > 0; got 0")
-        if self.learning_rate > np.finfo(np.float32).max:
+        if self.learning_rate > float(np.finfo(np.float32).max):
             raise ValueError(f"learning_rate must be finite in float32; got {self.learning_rate}")
         if self.validation >= 1:
             raise ValueError(f"validation must lie in [0, 1); got {self.validation}")

@@ -132,3 +132,14 @@ def test_split_without_images(tmp_path):
     (tmp_path / "val" / "ant").mkdir(parents=True)
     with pytest.raises(ValueError, match="val must hold class folders of images"):
         read_local(tmp_path, "insects")
+
+
+def test_what_pillow_raises_on_a_broken_avif_names_the_file(monkeypatch, tmp_path):
+    files.write_folders(tmp_path)
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("Failed to decode frame 0")
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(ValueError, match=r"png: not a readable image: Failed to decode"):
+        read_local(tmp_path, "insects")

@@ -157,3 +157,27 @@ def test_bad_networks():
         training.fit(
             lambda x: x, (np.zeros((4, 2, 2, 1)), np.zeros(4)), objective=training.standard(), key=jax.random.key(0)
         )
+
+
+class Sowing(linen.Module):
+    @linen.compact
+    def __call__(self, images, train):
+        self.sow("losses", "norm", images.sum())
+        return linen.BatchNorm(use_running_average=not train)(linen.Dense(3)(images.reshape(len(images), -1)))
+
+
+def test_what_is_sown_does_not_grow():
+    images, module = jnp.ones((2, 2, 2, 1)), Sowing()
+    trainable, params, state = Trainable.from_linen(module, module.init(jax.random.key(0), images, train=False))
+    after = trainable.train(params, state, images, jax.random.key(0))[1]
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert not np.array_equal(after["batch_stats"]["BatchNorm_0"]["var"], state["batch_stats"]["BatchNorm_0"]["var"])
+
+
+def test_a_state_that_changes_structure_is_refused():
+    def apply(params, state, images, key):
+        return images, [*state, 1.0]
+
+    trainable, *numbers = Trainable.from_function(apply, 1.0, state=[0.0], evaluate=linear)
+    with pytest.raises(ValueError, match="apply must return a state of the structure it was given"):
+        trainable.train(*numbers, jnp.ones((2, 2, 2, 1)), jax.random.key(0))

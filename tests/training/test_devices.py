@@ -8,8 +8,9 @@ import pytest
 from flax import nnx
 
 from jaxrobust import attacks
+from jaxrobust.models import Trainable
 from jaxrobust.sets import L2, Linf
-from jaxrobust.training import TrainConfig, adversarial, fit, free, several
+from jaxrobust.training import TrainConfig, adversarial, fit, fit_many, free, several, standard, trainer
 from jaxrobust.training._job import Progress
 from tests.training.tiny import Mlp, without_times
 
@@ -47,6 +48,40 @@ def test_devices_make_the_run_of_one(mapping):
         assert first == pytest.approx(second, abs=1e-4)
 
 
+def test_one_device_is_the_one_that_is_named(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Progress, "read_metrics", lambda progress, metrics, where: seen.append(metrics[-1]["loss"]))
+    monkeypatch.setattr(trainer, "_means", lambda progress: {})
+    run(config=dataclasses.replace(CONFIG, epochs=1), devices=jax.devices()[1:2])
+    assert {device for loss in seen for device in loss.devices()} == {jax.devices()[1]}
+
+
+def drawn(params, state, images, key):
+    flat = images.reshape(len(images), -1)
+    noise = jax.random.normal(state["key"], flat.shape)
+    return (flat + 0.1 * noise) @ params, {"key": jax.random.split(state["key"])[0]}
+
+
+def undrawn(params, state, images):
+    return images.reshape(len(images), -1) @ params
+
+
+def test_random_keys_in_a_state_are_trained_and_kept(tmp_path):
+    network = Trainable.from_function(
+        drawn, np.zeros((16, 2), np.float32), state={"key": jax.random.key(3)}, evaluate=undrawn
+    )
+    data = np.zeros((32, 4, 4, 1), np.float32), np.arange(32) % 2
+    given = {"config": TrainConfig(epochs=2, batch_size=16, validation=0.0), "objective": standard(), "progress": False}
+    given |= {"key": jax.random.key(0)}
+    kept = [fit(network, data, devices=2, mapping="pmap", run_dir=tmp_path / "one", **given) for _ in range(2)]
+    wanted = jax.random.key(3)
+    for _ in range(4):
+        wanted = jax.random.split(wanted)[0]
+    many = [fit_many(network, data, members=1, run_dir=tmp_path / "many", **given) for _ in range(2)]
+    for state in [one.last[1] for one in kept] + [jax.tree.map(lambda x: x[0], one.state) for one in many]:
+        assert state["key"] == wanted
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "mapping"), [("errors", "pmap"), ("free", "shard_map")])
 def test_a_run_goes_on_with_another_number_of_devices(name, mapping, tmp_path):
@@ -76,9 +111,17 @@ def test_a_run_goes_on_with_another_number_of_devices(name, mapping, tmp_path):
         ({"devices": 3}, "batch_size must be divisible by the 3 devices; got 16"),
         ({"devices": 99}, "devices must be at most"),
         ({"devices": 0}, "devices must be >= 1"),
+        ({"devices": []}, "devices must be a count or different devices"),
+        ({"devices": [0]}, "devices must be a count or different devices"),
+        ({"devices": ["a"]}, "devices must be a count or different devices"),
         ({"mapping": "vmap"}, "mapping must be one of"),
     ],
 )
 def test_bad_input(options, message):
     with pytest.raises((ValueError, TypeError), match=f"{message}|Type-check error"):
         run(**options)
+
+
+def test_a_device_named_twice():
+    with pytest.raises(ValueError, match="devices must be a count or different devices"):
+        run(devices=jax.devices()[:1] * 2)

@@ -266,6 +266,14 @@ def test_divergence_is_named(pairs, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
+def test_divergence_in_the_last_update_is_named(pairs):
+    config = dataclasses.replace(CONFIG, optimizer="sgd", learning_rate=3e38, weight_decay=1e30, epochs=1)
+    config = dataclasses.replace(config, batch_size=32, drop_last=True, validation=0.0)
+    data = tuple(part[:32] for part in pairs)
+    with pytest.raises(FloatingPointError, match="parameters must stay finite; got NaN or infinity after step 1"):
+        run(network(), data, objective=standard(), config=config)
+
+
 def test_progress_shows_clean_accuracy_beside_adversarial(pairs, capsys):
     run(network(), pairs, objective=ROBUST, config=dataclasses.replace(CONFIG, log_every=2), progress=True)
     shown = capsys.readouterr().err
@@ -278,6 +286,7 @@ def bad(**changes):
     return changes
 
 
+BAD_KEYS = (0, None, np.zeros(2, np.uint32), jax.random.split(jax.random.key(0)))
 IMAGES, LABELS = np.zeros((40, 4, 4, 1), np.float32), np.arange(40) % 2
 
 
@@ -301,6 +310,12 @@ IMAGES, LABELS = np.zeros((40, 4, 4, 1), np.float32), np.arange(40) % 2
         (bad(validation_data=(IMAGES[:, :3], LABELS)), ValueError, "validation_data must hold images of shape"),
         (bad(objective="adversarial"), TypeError, "objective"),
         (bad(config={"epochs": 3}), TypeError, "config"),
+        (bad(objective=standard), TypeError, "objective must be an Objective|Type-check error"),
+        (bad(augment="flip"), TypeError, "augment must be a function|Type-check error"),
+        (bad(validation_attack="pgd"), TypeError, "validation_attack must be an Attack"),
+        (bad(validation_attack=Linf(0.1)), TypeError, "validation_attack must be an Attack"),
+        *((bad(key=key), TypeError, "key must be one typed key|Type-check error") for key in BAD_KEYS),
+        (bad(key=jax.random.key(0, impl="rbg")), ValueError, "numbers change under vmap"),
         (bad(network=lambda x: x), TypeError, "network"),
         (
             bad(objective=standard(), config=dataclasses.replace(CONFIG, stop_on_overfitting=True)),

@@ -98,6 +98,9 @@ def test_equal_settings_give_the_same_optimizer():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
+        ({"learning_rate": None}, TypeError, "learning_rate must be a real number|Type-check error"),
+        ({"learning_rate": 1e39}, ValueError, "learning_rate must be finite in float32"),
+        ({"drop_last": "no"}, TypeError, "drop_last must be True or False|Type-check error"),
         ({"epochs": -1}, ValueError, "epochs must be >= 1; got -1"),
         ({"epochs": 1.5}, TypeError, "epochs"),
         ({"batch_size": 0}, ValueError, "batch_size must be >= 1; got 0"),
