@@ -24,7 +24,7 @@ import tyro
 from etils import epath
 
 from experiments import recipes
-from experiments.recipes.recipe import FILE, Recipe, Run
+from experiments.recipes.recipe import Recipe, Run
 from jaxrobust import _store, training
 from jaxrobust.cli import specs
 from jaxrobust.cli.evaluate import remember_programs
@@ -91,25 +91,19 @@ def main(options: Options) -> _store.Path:
     arguments = run.arguments()
     board = _board(folder) if options.tensorboard else contextlib.nullcontext()
     first = jax.process_index() == 0
-    begun = run.save(folder)
+    run.save(folder)
     if first:
         print(f"run: {folder}", flush=True)
-    try:
-        with board if first else contextlib.nullcontext():
-            result = training.fit(
-                arguments.pop("network"),
-                run.train_data(),
-                **arguments,
-                devices=options.devices,
-                mapping=options.mapping,
-                run_dir=folder / "training",
-                progress=options.progress and first,
-            )
-    except (OSError, TypeError, ValueError):
-        # what was refused before anything was trained does not stand in the way of the next command
-        if begun and not (folder / "training" / "config.json").is_file():
-            (folder / FILE).unlink(missing_ok=True)
-        raise
+    with board if first else contextlib.nullcontext():
+        result = training.fit(
+            arguments.pop("network"),
+            run.train_data(),
+            **arguments,
+            devices=options.devices,
+            mapping=options.mapping,
+            run_dir=folder / "training",
+            progress=options.progress and first,
+        )
     if first:
         save_npz(folder / WEIGHTS, result.network)
         print(_told(run, result))

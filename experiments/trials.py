@@ -25,7 +25,7 @@ import jaxrobust as jr
 from experiments import tables
 from experiments.recipes import RECIPES
 from experiments.recipes.augment import augmentation
-from experiments.recipes.recipe import Recipe, Run
+from experiments.recipes.recipe import Recipe
 from jaxrobust import training
 from jaxrobust.data import Loader
 
@@ -50,7 +50,8 @@ def trial(recipe: Recipe, steps: int, measuring: Any = None) -> tuple[dict[str, 
     optimizer = dataclasses.replace(recipe.train, schedule="constant").transformation(steps)
     objective = recipe.objective.make(measuring)
     augment = augmentation(recipe.augment)
-    loader = Loader(Run(recipe, steps=steps).train_data(), recipe.train.batch_size, seed=0, as_bytes=True)
+    images = recipe.data.load(recipe.data.train, limit=steps * recipe.train.batch_size)
+    loader = Loader(images, recipe.train.batch_size, seed=0, as_bytes=True)
     step = jax.jit(training.train_step, static_argnames=("optimizer", "augment", "accumulate"), donate_argnames="state")
     now, losses, ends = None, [], [time.perf_counter()]
     for batch in loader.epoch(0):

@@ -1,12 +1,15 @@
 """The experiments run at their smallest scale, their exact claims hold, and what was found is written down."""
 
 import json
+import types
 
 import jax
+import numpy as np
 import pytest
 
 from experiments.claims import common
 from experiments.claims.__main__ import EXPERIMENTS, main
+from jaxrobust.data import sources
 
 
 @pytest.fixture
@@ -39,6 +42,31 @@ def test_a_claim_that_fails_is_the_exit_status(tmp_path, monkeypatch, capsys):
         assert main(["X1", "--scale", "smoke", "--results", str(tmp_path)]) == status
     assert "| one is at least two | 1 | ≥ 2 | NO |" in capsys.readouterr().out
     assert main(["X1", "--results", str(tmp_path)]) == 1
+
+
+def test_what_is_not_prepared_is_no_claim_that_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(sources, "_has_tensorflow", lambda: False)
+    assert main(["X1", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]) == 2
+    assert "error: 'fashion_mnist' is not prepared in" in capsys.readouterr().err
+
+
+def test_one_epoch_has_a_time(monkeypatch, tmp_path):
+    """At `smoke`, where the epoch that compiles is the only one."""
+    rows = types.SimpleNamespace(robust=np.ones(4, bool))
+
+    class Found(dict):
+        clean = types.SimpleNamespace(accuracy=1.0)
+        outcomes = property(dict.keys)
+
+    fitted = types.SimpleNamespace(last=None, history=[{"seconds": 2.0}])
+    monkeypatch.setattr(common.Bench, "train", lambda *_, **__: fitted)
+    monkeypatch.setattr(
+        common.Bench, "evaluate", lambda self, name, network, columns, *_: Found.fromkeys(columns, rows)
+    )
+    assert main(["X3", "--scale", "smoke", "--runs", str(tmp_path), "--results", str(tmp_path)]) == 0
+    (page,) = tmp_path.glob("*-X3-smoke.md")
+    assert "| training time: E-AT over MSD | 1 |" in page.read_text(encoding="utf-8")
 
 
 def test_seeds_are_averaged():

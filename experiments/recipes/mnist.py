@@ -4,7 +4,8 @@
     python -m experiments.train --recipe mnist-madry
     python -m experiments.evaluate runs/mnist-madry
 
-Hardware: an accelerator, minutes; two CPU cores, hours. Times below are estimates where they do not say measured.
+Hardware: an accelerator, minutes; two CPU cores, hours, but for mnist-small. Times below are estimates where they do
+not say measured. Measured of mnist-small, seed 0, first 1,000 test images: clean 98.8, PGD-40 93.4, AutoAttack 87.8.
 Expected, in %, published: mnist-madry PGD-100 92.52, with 50 restarts 89.62. Of Tramèr and Boneh as recalled, within a
 point (accuracy on the first 200 test images; there decision-based attacks, EAD and C&W count too, so that
 l2 and l1 of AT∞ by gradients alone are higher here):
@@ -54,7 +55,7 @@ small = Recipe(
     name="mnist-small",
     about="PGD-AT, l∞ 0.3, a small network",
     hardware="two CPU cores",
-    time="TIME",
+    time="56 min, shared with other work (measured)",
     published=(),
     source="",
     data=Data("mnist"),

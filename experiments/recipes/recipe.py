@@ -267,11 +267,10 @@ class Run:
             limit = -(-self.steps // getattr(own, "replays", 1)) * self.recipe.train.batch_size
         return self.recipe.data.load(self.recipe.data.train, limit=limit)
 
-    def save(self, folder: _store.Path) -> bool:
+    def save(self, folder: _store.Path) -> None:
         """Write `recipe.json`, or make sure that the one that is there is the same; all processes of a run call it.
 
-        Returns:
-            Whether this very process has written it.
+        One whose training was refused, and so never began, is in nobody's way.
 
         Raises:
             ValueError: the folder holds a run that differs; the message says in what.
@@ -279,18 +278,17 @@ class Run:
         """
         path, mine = folder / FILE, json.loads(json.dumps(dataclasses.asdict(self)))
         with _store.reached(folder, name="--run-dir", unless=(ValueError,)):
-            known = _read(path) if path.is_file() else None
+            begun = any(there.is_file() for there in (folder / "training" / "config.json", folder / WEIGHTS))
+            known = _read(path) if begun and path.is_file() else None
         there, here = _store.flat(mine if known is None else known), _store.flat(mine)
         differing = [name for name in {**there, **here} if there.get(name) != here.get(name)]
         if differing:
             told = "; ".join(f"{n}: {there.get(n)!r} there, {here.get(n)!r} here" for n in differing)
             raise ValueError(f"--run-dir {str(folder)!r} holds another run: {told}")
         _run.together("recipe")  # each has looked
-        writes = known is None and jax.process_index() == 0
-        if writes:
+        if known is None and jax.process_index() == 0:
             with _store.reached(folder, name="--run-dir"):
                 _store.write_json(path, mine)
-        return writes
 
 
 def load_run(folder: _store.Path) -> tuple[Run, jr.Classifier]:

@@ -262,8 +262,8 @@ def _add(group: Planned, made: Mapping[str, Any], ladders: Mapping[str, tuple[fl
         group.radii[name] = ladders[name] or (float(attack.set.radius),)
 
 
-def _attack(spec: Spec, everywhere: tuple[float, ...]) -> tuple[attacks.Attack, tuple[float, ...], bool]:
-    """The attack, its radii, and whether they are those of `--radius`."""
+def _attack(spec: Spec, everywhere: tuple[float, ...] | None) -> tuple[attacks.Attack, tuple[float, ...], bool]:
+    """The attack, its radii, and whether they are those of `--radius`, which None has not."""
     makers = attack_makers()
     make = makers[_checks.choice("--attack", spec.kind.replace("-", "_"), makers)]
     assert spec.on is not None
@@ -276,11 +276,12 @@ def _attack(spec: Spec, everywhere: tuple[float, ...]) -> tuple[attacks.Attack, 
     else:
         classes = set_makers()
         kind = classes[_checks.choice("the set of --attack", spec.on.replace("-", "_"), classes)]
-        ladder = spec.radii or everywhere
+        ladder = spec.radii or everywhere or ()
         takes = not spec.radii and bool(everywhere)
         options = dict(spec.set_options) | ({"radius": ladder[-1]} if ladder else {})
         if not ladder and _parameters(kind)["radius"].default is inspect.Parameter.empty:
-            raise ValueError(f"--attack {spec.text} needs a radius: {spec.kind}:{spec.on}:RADIUS, or --radius for all")
+            others = "" if everywhere is None else ", or --radius for all"
+            raise ValueError(f"--attack {spec.text} needs a radius: {spec.kind}:{spec.on}:RADIUS{others}")
         made = _called(kind, kind, spec, options)
         ladder = ladder or (float(made.radius),)
     attack = _called(functools.partial(make, made.with_radius(ladder[-1])), make, spec, dict(spec.options))
@@ -309,7 +310,7 @@ def attack(text: str) -> attacks.Attack:
         >>> str(attack("pgd:linf:8/255:steps=10").set)
         'Linf(8/255)'
     """
-    made, ladder, _ = _attack(read_spec(text), ())
+    made, ladder, _ = _attack(read_spec(text), None)
     if len(ladder) > 1:
         raise ValueError(f"--attack must have one radius to be trained on; got {text!r}")
     return made

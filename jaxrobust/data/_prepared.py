@@ -58,7 +58,9 @@ def _fetched(folder: _store.Path) -> Path:
     It appears whole, whatever other processes of this machine fetch it too.
     """
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    listed = [(file.name, file.stat().length, file.stat().mtime) for file in files]  # type: ignore[attr-defined]
+    listed: list[Any] = [(file.name, file.stat().length, file.stat().mtime) for file in files]  # type: ignore[attr-defined]
+    # times are of seconds, and lengths may be those of an earlier copy
+    listed += [file.read_bytes() for file in files if file.suffix == ".json"]
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxrobust" / "data"
     copy = home / _store.identity([str(folder), listed])[:32] / folder.name
     if not copy.exists():

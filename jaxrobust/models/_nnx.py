@@ -32,7 +32,7 @@ def apart(network: Any) -> tuple[Structure, Structure, Any, Any]:
         TypeError: if `network` is not a callable `nnx.Module`.
     """
     if not isinstance(network, nnx.Module) or not callable(network):
-        advice = " (Classifier.from_linen takes it)" if isinstance(network, linen.Module) else ""
+        advice = " (from_linen takes it)" if isinstance(network, linen.Module) else ""
         raise TypeError(
             f"network must be an nnx.Module with a __call__ (an instance); got {_names.kind(network)}{advice}"
         )

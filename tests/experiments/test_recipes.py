@@ -17,7 +17,7 @@ from experiments.recipes.networks import NETWORKS
 from experiments.recipes.recipe import Run, Suite, _of_json, estimate
 from jaxrobust import _store
 from jaxrobust.cli import specs
-from jaxrobust.data import Batch
+from jaxrobust.data import Batch, sources
 from jaxrobust.models.trainable import Trainable
 from jaxrobust.training import TrainState, first_memory, train_step
 from tests.bucket import standing_in
@@ -163,13 +163,29 @@ def test_the_list_has_hardware_time_and_numbers():
         (("--recipe", "digits-at-linf", "--objective.attacks", "pgd:linf"), "needs a radius"),
         (("--recipe", "digits-at-linf", "--objective.options", "beta=2"), "an option of adversarial must be one of"),
         (("--recipe", "digits-at-linf", "--tensorboard"), "needs tensorboardX: pip install"),
+        (("--recipe", "digits-standard", "--processes", "2"), "--processes goes with --distributed, which is missing"),
+        (("--recipe", "digits-standard", "--train.batch-size", "5000"), "batch_size must not exceed the 1294"),
+        (("--recipe", "digits-standard", "--data.train", "train[:5"), "split must"),
+        (("--recipe", "digits-standard", "--data.name", "fashion_mnist"), "'fashion_mnist' is not prepared in"),
     ],
 )
 def test_bad_input_of_train(arguments, message, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setattr(sources, "_has_tensorflow", lambda: False)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(ValueError, match=message):
         train.main(train.read([*arguments, "--run-dir", str(tmp_path / "run")]))
-    assert not (tmp_path / "run" / "weights.npz").exists()
+    Run(recipes.find("mnist-madry")).save(tmp_path / "run")  # the next command may have the folder
+
+
+@pytest.mark.parametrize("split", ["train", "train[:100]"])
+def test_a_trial_has_as_many_images_as_it_wants_and_there_are(split):
+    recipe = recipes.find("digits-standard")
+    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, train=split))
+    whole = len(recipe.data.load(split))
+    for steps in (1, 100):
+        run = Run(recipe, steps=steps)
+        assert len(run.train_data()) == min(whole, steps * recipe.train.batch_size)
 
 
 def test_unknown_overrides_are_told_with_close_names(capsys):
@@ -186,8 +202,27 @@ def test_a_folder_without_a_finished_run(tmp_path):
     run.save(tmp_path)
     with pytest.raises(ValueError, match="must have finished training"):
         evaluate.main(evaluate.Options(tmp_path))
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "config.json").touch()
     with pytest.raises(ValueError, match="holds another run: seed: 0 there, 1 here"):
         dataclasses.replace(run, seed=1).save(tmp_path)
+    (tmp_path / "weights.npz").touch()
+    for text, message in (("{", "not valid JSON"), ("[1]", "a JSON list"), ('{"extra": 1}', "KeyError")):
+        (tmp_path / "recipe.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"recipe\.json'.* {message}"):
+            evaluate.main(evaluate.Options(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"examples": 0}, "--examples must be >= 1; got 0"),
+        ({"seed": -1}, "--seed must be from 0"),
+    ],
+)
+def test_bad_input_of_evaluate(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        evaluate.main(evaluate.Options(tmp_path, **changes))
 
 
 def test_columns_are_of_several_attacks():
@@ -265,3 +300,5 @@ def from_training_to_the_page(folder, tmp_path, capsys):
     assert "measured" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"--columns must be of \['linf'\]; got 'l3'"):
         evaluate.main(dataclasses.replace(options, columns=("l3",), out=tmp_path / "other"))
+    with pytest.raises(ValueError, match="--steps must be >= 1, and is of suites, of which there are 0; got 2"):
+        evaluate.main(dataclasses.replace(options, steps=2, out=tmp_path / "other"))

@@ -10,6 +10,7 @@ import pytest
 
 from jaxrobust import attacks, sets, testing, training
 from jaxrobust.attacks.gradient.pgd import PGD
+from jaxrobust.testing.objectives import ObjectiveCase, radius_zero_is_standard_training
 from jaxrobust.testing.sets import SetCase
 from jaxrobust.types import pytree
 
@@ -207,13 +208,20 @@ OBJECTIVES = {
 
 
 def test_objectives():
-    assert set(OBJECTIVES) | {"is_a_pytree_of_numbers"} == set(testing.OBJECTIVE_LAWS)
+    others = {"is_a_pytree_of_numbers", "radius_zero_is_standard_training"}  # each has a test of its own
+    assert set(OBJECTIVES) | others == set(testing.OBJECTIVE_LAWS)
 
 
 @pytest.mark.parametrize("law", OBJECTIVES)
 def test_a_broken_objective_is_found(law):
     with pytest.raises(AssertionError, match=rf"^Broken on 2 classes of shape \(3, 2, 1\) breaks the law {law}: "):
         testing.check_objective(OBJECTIVES[law], shape=(3, 2, 1), classes=2, laws=[law])
+
+
+def test_an_objective_that_is_said_to_be_standard_training_and_is_not_is_found():
+    case = ObjectiveCase(objective("more", lambda _, losses, *rest: 2 * losses), clean=True)
+    with pytest.raises(AssertionError, match="at radius 0, "):
+        radius_zero_is_standard_training(case)
 
 
 def test_an_objective_that_is_no_pytree_is_found():
