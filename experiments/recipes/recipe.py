@@ -132,6 +132,8 @@ class Network:
         make = NETWORKS[_checks.choice("network.kind", self.kind, NETWORKS)]
         chosen = {"width": self.width, "activation": self.activation}
         given = {name: value for name, value in chosen.items() if value is not None}
+        if self.kind == "mnist-net" and given:
+            raise ValueError(f"network.{next(iter(given))} must be left out: mnist-net has the published one alone")
         return make(classes=self.classes, rngs=nnx.Rngs(seed), **given)
 
 
