@@ -93,7 +93,8 @@ class Trainable:
                 state, images, key) -> (logits, state)`. Hashable, equal for equal networks: a module's function, not
                 one made anew for each.
             params: the initial parameters, a pytree of float arrays.
-            state: the initial state, a pytree of arrays.
+            state: the initial state, a pytree of arrays; what `apply` returns must have its structure, dtypes and
+                shapes.
             evaluate: the forward pass in evaluation mode, `(params, state, images) -> logits`.
 
         Returns:
@@ -247,7 +248,7 @@ class _Functions(Trainable):
         if self.evaluate is None:
             return self.apply(params, images), state
         logits, after = self.apply(params, state, images, key)
-        there, here = str(jax.tree.structure(state)), str(jax.tree.structure(after))
+        there, here = _layout(state), _layout(after)
         if there != here:
             raise ValueError(f"apply must return a state of the structure it was given, {there}; got {here}")
         return logits, after
@@ -256,6 +257,13 @@ class _Functions(Trainable):
         if self.evaluate is None:
             return Classifier(self.apply, params)
         return Classifier(_Evaluate(self.evaluate), (params, state))
+
+
+def _layout(state: Any) -> str:
+    """Structure, dtypes and shapes; floats of all precisions are alike, since `_Computing` casts them back."""
+    kinds = [jax.typeof(leaf) for leaf in jax.tree.leaves(state)]
+    told = [f"{'float' if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype}{list(x.shape)}" for x in kinds]
+    return f"{jax.tree.structure(state)} of {', '.join(told)}"
 
 
 @pytree()

@@ -96,15 +96,14 @@ class TrainConfig:
         _checks.choice("compute_dtype", self.compute_dtype, DTYPES)
         if not callable(self.schedule):
             _checks.choice("schedule", self.schedule, SCHEDULES)
-        for name in ("learning_rate", "weight_decay", "radius_warmup", "validation"):
-            value = _checks.number(name, getattr(self, name))
+        optional = [name for name in ("ema_decay", "clip_value") if getattr(self, name) is not None]
+        for name in ("learning_rate", "weight_decay", "radius_warmup", "validation", *optional):
+            value = _checks.number(name, getattr(self, name), high=1.0 if name == "ema_decay" else np.inf)
             if np.shape(value) or not np.issubdtype(np.asarray(value).dtype, np.number):
                 raise TypeError(f"{name} must be a real number; got {value!r}")
         for name in ("drop_last", "stop_on_overfitting"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise TypeError(f"{name} must be True or False; got {getattr(self, name)!r}")
-        if self.ema_decay is not None:
-            _checks.number("ema_decay", self.ema_decay, high=1.0)
         if self.clip_value is not None:
             _checks.positive("clip_value", self.clip_value)
         if self.learning_rate == 0:

@@ -174,10 +174,8 @@ def test_what_is_sown_does_not_grow():
     assert not np.array_equal(after["batch_stats"]["BatchNorm_0"]["var"], state["batch_stats"]["BatchNorm_0"]["var"])
 
 
-def test_a_state_that_changes_structure_is_refused():
-    def apply(params, state, images, key):
-        return images, [*state, 1.0]
-
-    trainable, *numbers = Trainable.from_function(apply, 1.0, state=[0.0], evaluate=linear)
+@pytest.mark.parametrize("after", [[0.0, 1.0], [np.zeros(3, np.float32)], [np.int32(0)]])
+def test_a_state_that_changes_structure_is_refused(after):
+    trainable, *numbers = Trainable.from_function(lambda *args: (args[2], after), 1.0, state=[0.0], evaluate=linear)
     with pytest.raises(ValueError, match="apply must return a state of the structure it was given"):
         trainable.train(*numbers, jnp.ones((2, 2, 2, 1)), jax.random.key(0))

@@ -100,6 +100,8 @@ def test_equal_settings_give_the_same_optimizer():
     [
         ({"learning_rate": None}, TypeError, "learning_rate must be a real number|Type-check error"),
         ({"learning_rate": 1e39}, ValueError, "learning_rate must be finite in float32"),
+        ({"ema_decay": [0.1, 0.2]}, TypeError, "ema_decay must be a real number|Type-check error"),
+        ({"clip_value": ()}, TypeError, "clip_value must be a real number|Type-check error"),
         ({"drop_last": "no"}, TypeError, "drop_last must be True or False|Type-check error"),
         ({"epochs": -1}, ValueError, "epochs must be >= 1; got -1"),
         ({"epochs": 1.5}, TypeError, "epochs"),
