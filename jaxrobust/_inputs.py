@@ -35,7 +35,8 @@ APART = 1e-2
 
 
 @_compile.jit
-def _all_finite(leaves: list[Any]) -> Any:
+def all_finite(leaves: list[Any]) -> Any:
+    """Of each array whether all of it is finite, by one program."""
     return jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
 
 
@@ -380,6 +381,6 @@ def finite_params(model: Any) -> None:
     ]
     if not leaves:
         return
-    for (path, _), finite in zip(leaves, np.asarray(_all_finite([leaf for _, leaf in leaves])), strict=True):
+    for (path, _), finite in zip(leaves, np.asarray(all_finite([leaf for _, leaf in leaves])), strict=True):
         if not finite:
             raise ValueError(f"model.params must be finite; got NaN or infinity at {jax.tree_util.keystr(path)}")

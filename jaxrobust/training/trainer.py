@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxrobust import _checks, _compile, attacks
+from jaxrobust import _checks, _compile, _inputs, attacks
 from jaxrobust.training import _held_out, _run
 from jaxrobust.training._checkpoint import Checkpoints
 from jaxrobust.training._job import Disk, Job, Loop, Progress, prepare
@@ -245,7 +245,7 @@ def _check_last(job: Job, loop: Loop) -> None:
     """That the run's very last update left finite parameters; of those before the next loss tells."""
     if loop.progress.epoch + 1 < job.config.epochs:
         return
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(loop.train.params)):
+    if not np.asarray(_inputs.all_finite(jax.tree.leaves(loop.train.params))).all():
         raise FloatingPointError(
             f"parameters must stay finite; got NaN or infinity after step {loop.progress.step}, the last. "
             "Lower the learning rate, or warm the radius up."
