@@ -109,11 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measuring = network if recipe.name == alexnet else measuring
         rows.append(row)
         print(", ".join(f"{name} {_cell(value)}" for name, value in row.items()), flush=True)
+        if given.results is not None:
+            _save(given, rows)
     if not rows:
         return 2
     print(tables.aligned(_cells(rows)))
-    if given.results is not None:
-        _save(given, rows)
     return 0 if all(row["loss at last"] < row["loss at first"] for row in rows) else 1
 
 

@@ -114,6 +114,22 @@ def test_every_objective_has_a_command_line():
         for option, value in entry.options.items():
             assert getattr(made, option, value) == value
     assert type(objectives.objective("awp", [attack], {"inner": "trades"}).objective).__name__ == "TRADES"
+    inner = {"inner": "trades", "beta": 3, "gamma": 0.01}
+    both = objectives.objective("awp", [attack], inner)
+    assert (float(both.gamma), float(both.objective.beta)) == pytest.approx((0.01, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inner": "tradse"}, "--option inner must be one of .*'tradse'"),
+        ({"inner": "trades", "bete": 3}, "an option of trades must be one of .*'bete'"),
+        ({"inner": "standard"}, "--option inner=standard takes no attack"),
+    ],
+)
+def test_what_is_within_awp_is_blamed_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        objectives.objective("awp", [specs.attack("pgd:linf:0.1:steps=2")], options)
 
 
 def test_the_usual_attack_on_a_set():
