@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import re
 import signal
 import sys
 import textwrap
@@ -193,6 +194,8 @@ def read(argv: Sequence[str]) -> Options | None:
     if known.list:
         return None
     about = "Train by a recipe: --recipe NAME, one of those that --list prints, whose settings are shown below."
+    if any(re.match(r"--train\.schedule(=|$)", text) for text in rest):
+        raise ValueError("--train.schedule must be given as --schedule NAME: it may be an Optax schedule too")
     recipe = recipes.find(known.recipe or "digits-at-linf")
     if known.recipe is None and not {"-h", "--help"} & set(rest):
         raise ValueError("--recipe must name one of the recipes that --list prints; got none")

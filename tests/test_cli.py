@@ -170,6 +170,7 @@ def test_a_finished_run_is_told_and_left(finished, data, capsys):
     assert "finished already" in capsys.readouterr().out
     assert evaluated(data, finished, "--seed", 1) == 2
     error = capsys.readouterr().err
+    assert error.startswith("error: --out must be new for new settings; ")
     assert "another seed" in error
     assert "--overwrite" in error
     assert (finished / "results.json").read_bytes() == before

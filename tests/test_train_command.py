@@ -48,7 +48,9 @@ def train_and_evaluate(out, data, tmp_path, capsys):
     command = ["evaluate", "--model", MODEL, "--weights", out, "--data", data, "--attack", "fgsm:linf:8/255"]
     assert cli.main(list(map(str, [*command, "--out", tmp_path / "attacked", "--no-cache"]))) == 0
     assert train(data, out, "--set", "linf", "--radius", "8/255", "--steps", "2", "--objective", "mixed") == 2
-    assert "belongs to a run that differs in objective" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: --out ")
+    assert "belongs to a run that differs in objective" in error
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
@@ -240,7 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, TypeError, ValueError) as error:
         if options.debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        # the library's name of the folder that the command line calls --out
+        text = re.sub(r"^run_dir\b", "--out", " ".join(str(error).split()))
+        print(f"error: {text}", file=sys.stderr)
         return 2
     except (Exception, SystemExit) as error:  # of a user's own code, whatever it is
         if options.debug and not isinstance(error, SystemExit):

@@ -345,7 +345,7 @@ def _is_finished(out: pathlib.Path, config: dict[str, Any]) -> bool:
     try:
         return evaluate.is_finished(out, config)
     except ValueError as error:
-        raise ValueError(f"--out: {error} (--overwrite takes it away)") from error
+        raise ValueError(f"{error} (--overwrite takes it away)") from error
 
 
 def _check_names(options: argparse.Namespace, out: pathlib.Path) -> None:

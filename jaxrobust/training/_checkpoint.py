@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrobust import _store
-from jaxrobust.training._placement import everywhere, mesh_of
+from jaxrobust.training._placement import everywhere, fine_in_each, mesh_of
 
 __all__ = ["Checkpoints"]
 
@@ -120,7 +119,7 @@ class Checkpoints:
                 if self._mesh is None and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
                     raise
                 failed = error
-            if _in_all(failed is None):
+            if fine_in_each(failed is None).all():
                 for name in damaged:
                     warnings.warn(f"checkpoint {name} cannot be read; going on from {step}, before it", stacklevel=2)
                 return jax.tree.map(_keyed, found[0], like), found[1]
@@ -147,8 +146,3 @@ class Checkpoints:
 def _keyed(array: Any, like: Any) -> Any:
     """Random keys of their data, and any other array as it is."""
     return _store.restored(np.asarray(array), like) if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else array
-
-
-def _in_all(fine: bool) -> bool:
-    """Whether it is so in all processes."""
-    return fine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(fine)).all())

@@ -9,13 +9,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrobust import _checks, _compile, _store
 from jaxrobust.training.step import train_step
 
-__all__ = ["MAPPINGS", "Placement", "chosen_devices", "everywhere", "mesh_of", "numbered_step", "placement"]
+__all__ = [
+    "MAPPINGS",
+    "Placement",
+    "chosen_devices",
+    "everywhere",
+    "fine_in_each",
+    "mesh_of",
+    "numbered_step",
+    "placement",
+]
 
 MAPPINGS = ("shard_map", "pmap")
 AXIS = "data"
@@ -48,6 +58,11 @@ def numbered_step(
         ema_decay=ema_decay,
         accumulate=accumulate,
     )
+
+
+def fine_in_each(fine: bool) -> np.ndarray:
+    """What each process says of itself, in their order, known to all."""
+    return np.asarray(multihost_utils.process_allgather(np.array(fine)) if jax.process_count() > 1 else [fine])
 
 
 def placement(

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from jaxrobust import _store
 from jaxrobust.data import Dataset, LazyDataset
+from jaxrobust.training._placement import fine_in_each
 
 __all__ = ["describe_data", "describe_parameters", "opened", "sigterm_deferred", "together", "write_rows"]
 
@@ -74,12 +75,11 @@ def _together() -> Iterator[None]:
         yield
     except Exception as error:
         failed = error
-    if jax.process_count() > 1:
-        fine = multihost_utils.process_allgather(np.array(failed is None))
-        if failed is None and not fine.all():
-            raise OSError(f"run_dir: process {fine.argmin()} could not begin; its own error says why")
+    fine = fine_in_each(failed is None)
     if failed is not None:
         raise failed
+    if not fine.all():
+        raise OSError(f"run_dir: process {fine.argmin()} could not begin; its own error says why")
 
 
 def together(what: str) -> None:

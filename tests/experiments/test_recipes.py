@@ -194,6 +194,13 @@ def test_unknown_overrides_are_told_with_close_names(capsys):
     assert "--train.epochs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", [["--train.schedule", "cosine"], ["--train.schedule=cosine"]])
+def test_the_flag_for_the_schedule_is_named(given):
+    with pytest.raises(ValueError, match=r"--train\.schedule must be given as --schedule NAME"):
+        train.read(["--recipe", "digits-standard", *given])
+    assert train.read(["--recipe", "digits-standard", "--schedule", "cosine"]).schedule == "cosine"
+
+
 def test_a_folder_without_a_finished_run(tmp_path):
     with pytest.raises(ValueError, match=r"has no recipe\.json"):
         evaluate.main(evaluate.Options(tmp_path))
