@@ -25,6 +25,7 @@ from experiments.tables import aligned, percents
 from jaxrobust import _store
 from jaxrobust.cli import specs
 from jaxrobust.cli.evaluate import evaluated, remember_programs
+from jaxrobust.cli.models import training_notes
 
 __all__ = ["Options", "main", "table"]
 
@@ -97,7 +98,7 @@ def main(options: Options) -> _store.Path:
     measured = columns(found, suite)
     shown = table(measured, dict(recipe.published))
     published = {"published": dict(recipe.published), "source": recipe.source} if recipe.published else {}
-    found = found.with_notes(table=shown, columns=measured, **published)
+    found = found.with_notes(table=shown, columns=measured, **published, **training_notes(options.run))
     page = jr.evaluate.save_run(
         out,
         [found],

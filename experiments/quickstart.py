@@ -133,7 +133,7 @@ def main(config: Config) -> pathlib.Path:
                 key=jax.random.fold_in(key, 1),
                 name=name,
                 trained_on=trained_on,
-                notes={"training seconds": round(time.perf_counter() - started, 1)},
+                notes={"training seconds": round(time.perf_counter() - started, 1), "training": fitted.history},
                 save_dir=config.run_dir / "evaluation" / name.replace(" ", "-"),
                 progress=config.progress,
             )

@@ -47,6 +47,8 @@ def train_and_evaluate(out, data, tmp_path, capsys):
     assert json.loads((out / "training" / "config.json").read_text())["objective"]
     command = ["evaluate", "--model", MODEL, "--weights", out, "--data", data, "--attack", "fgsm:linf:8/255"]
     assert cli.main(list(map(str, [*command, "--out", tmp_path / "attacked", "--no-cache"]))) == 0
+    (model,) = json.loads((tmp_path / "attacked" / "results.json").read_text())["models"]
+    assert [row["epoch"] for row in model["notes"]["training"]] == [1]
     assert train(data, out, "--set", "linf", "--radius", "8/255", "--steps", "2", "--objective", "mixed") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --out ")

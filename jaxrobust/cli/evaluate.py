@@ -123,6 +123,7 @@ def _run(options: argparse.Namespace, warned: list[str], here: contextlib.ExitSt
         found = found.with_notes(masking=signs.summary())
     if warned:
         found = found.with_notes(warnings=warned)
+    found = found.with_notes(**models.training_notes(options.weights))
     if not options.overwrite and _is_finished(out, config):  # by another process, in the meantime
         _complete(out, groups, config)
         say(_told(out))

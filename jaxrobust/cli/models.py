@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import json
 import pathlib
 import sys
 import traceback
@@ -15,7 +16,7 @@ from typing import Any
 from jaxrobust import _checks, _store
 from jaxrobust.types import Classifier
 
-__all__ = ["WEIGHTS", "Failed", "load", "network", "of"]
+__all__ = ["WEIGHTS", "Failed", "load", "network", "of", "training_notes"]
 
 WEIGHTS = "weights.npz"  # in the folder of a training run
 
@@ -47,6 +48,21 @@ def load(text: str, *, weights: str | None = None) -> Any:
     if not path.is_file():
         raise ValueError(f"--weights must be an .npz or the folder of a finished training run; got {weights!r}")
     return of(load_npz(path, module), text)
+
+
+def training_notes(folder: str | None) -> dict[str, Any]:
+    """What an evaluation notes of the training behind its weights.
+
+    Args:
+        folder: what `--weights` names, or None.
+
+    Returns:
+        The log as a note of the name "training"; nothing where it is no folder of a training run.
+    """
+    log = None if folder is None else _store.place(folder) / "training" / "metrics.jsonl"
+    if log is None or not log.is_file():
+        return {}
+    return {"training": [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]}
 
 
 def network(text: str) -> Any:

@@ -25,7 +25,8 @@ class Evaluation(Outcomes):
 
         Args:
             **notes: anything in JSON's terms. The page shows them among the settings; what `MaskingReport.summary`
-                gives, under the name `masking`, has a section of its own.
+                gives, under the name `masking`, has a section of its own, and so has the `history` of
+                `training.fit` under the name `training`.
 
         Returns:
             A new evaluation; notes of one name are replaced.

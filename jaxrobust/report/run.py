@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import _store
+from jaxrobust.report import text
 from jaxrobust.report.format import FORMAT, OUTCOMES, RESULTS, picture_key
 
 __all__ = ["Run", "diagnostics", "load"]
@@ -125,6 +126,20 @@ def diagnostics(model: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     found = model["notes"].get("masking")
     return found if isinstance(found, dict) and "checks" in found else None
+
+
+def training_log(model: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The log of a model's training, a row an epoch.
+
+    Args:
+        model: an entry of `Run.models`.
+
+    Returns:
+        Its note of the name "training", or None where there is none, or it is something else of this name.
+    """
+    found = model["notes"].get("training")
+    rows = found if isinstance(found, list) else [None]
+    return found if all(isinstance(row, dict) and text.measured(row.get("epoch")) for row in rows) else None
 
 
 def load(run_dir: str | os.PathLike[str]) -> Run:

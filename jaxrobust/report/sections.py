@@ -15,7 +15,7 @@ import numpy as np
 from jaxrobust import _statistics
 from jaxrobust.report import charts, images, text
 from jaxrobust.report.format import OUTCOMES
-from jaxrobust.report.run import Run, diagnostics
+from jaxrobust.report.run import Run, diagnostics, training_log
 
 __all__ = ["SECTIONS", "Section"]
 
@@ -223,6 +223,31 @@ def steps(run: Run) -> dict[str, Any] | None:
     return {"panels": panels, "banded": banded} if panels else None
 
 
+_TRAINED = {
+    "loss": "Loss on the training images",
+    "val_clean_acc": "Accuracy on held-out images",
+    "val_adv_acc": "The same, under the attack of training",
+}
+
+
+def training(run: Run) -> dict[str, Any] | None:
+    """How the models were trained: loss and held-out accuracies against epoch, a line a model."""
+    logs = {place: rows for place, model in enumerate(run.models) if (rows := training_log(model))}
+    panels = []
+    for field, name in _TRAINED.items():
+        lines = []
+        for place, rows in logs.items():
+            points = [(row["epoch"], row[field]) for row in rows if text.measured(row.get(field))]
+            if points:
+                lines.append(charts.Line(place, *zip(*points, strict=True)))
+        if lines:
+            share = field != "loss"
+            label, y_label = f"{name} against epoch", "accuracy" if share else "loss"
+            svg = charts.chart(lines, label=label, x_label="epoch", y_label=y_label, fraction=share)
+            panels.append({"name": name, "svg": svg})
+    return {"panels": panels} if panels else None
+
+
 def masking(run: Run) -> dict[str, Any] | None:
     """Signs of masked gradients: a verdict a check, and accuracy against the steps and the radius of one attack."""
     found = {place: notes for place, model in enumerate(run.models) if (notes := diagnostics(model)) is not None}
@@ -395,10 +420,10 @@ def cost(run: Run) -> dict[str, Any] | None:
 
 def settings(run: Run) -> dict[str, Any]:
     """Everything needed to do it again."""
-    models = [
-        model | {"notes": {name: note for name, note in model["notes"].items() if note is not diagnostics(model)}}
-        for model in run.models
-    ]
+    models = []
+    for model in run.models:
+        shown = [id(note) for note in (diagnostics(model), training_log(model)) if note is not None]
+        models.append(model | {"notes": {name: n for name, n in model["notes"].items() if id(n) not in shown}})
     return {"noted": [model for model in models if model["notes"] or model["trained_on"]]}
 
 
@@ -407,6 +432,7 @@ SECTIONS = (
     Section("table", "Accuracy", table),
     Section("radius", "Robust accuracy against radius", radius),
     Section("steps", "Loss against attack step", steps),
+    Section("training", "Training", training),
     Section("masking", "Signs of masked gradients", masking),
     Section("pictures", "Adversarial images", pictures),
     Section("examples", "Every example", examples),
