@@ -117,7 +117,8 @@ def chart(
         axes.set_ylabel(y_label, parse_math=False)
         axes.margins(x=0.03)
         if ticks is None:
-            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+            whole = not any(np.mod(_floats(line.x), 1).any() for line in lines)  # there is no step or epoch 2.5
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=whole))
         else:
             axes.set_xscale("log")
             axes.set_xticks(list(ticks), labels=list(ticks.values()))
