@@ -136,7 +136,8 @@ def _cell(value: Any) -> str:
 
 
 def _save(given: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
-    options = [("--steps", given.steps), ("--width", given.width), ("--batch-size", given.batch_size)]
+    only = " ".join(given.only) if given.only else None
+    options = [("--only", only), ("--steps", given.steps), ("--width", given.width), ("--batch-size", given.batch_size)]
     command = " ".join(["python -m experiments.trials", given.data, *(f"{n} {v}" for n, v in options if v is not None)])
     facts = {"command": command, "date": tables.today(), "machine": tables.machine(), "rows": list(rows)}
     given.results.mkdir(parents=True, exist_ok=True)
