@@ -81,6 +81,7 @@ def main(options: Options) -> _store.Path:
     if jr.evaluate.is_finished(out, settings):
         print(json.loads((out / "results.json").read_text(encoding="utf-8"))["models"][0]["notes"]["table"])
         return jr.report.render(out)
+    trained = training_notes(options.run)  # read first, since it may be damaged
     test = recipe.data.load(recipe.data.test, limit=suite.examples)
     names = [name for group in groups for name in group.attacks]
     seen = tuple(name for name in names if _column(name) in suite.trained_on)
@@ -98,7 +99,7 @@ def main(options: Options) -> _store.Path:
     measured = columns(found, suite)
     shown = table(measured, dict(recipe.published))
     published = {"published": dict(recipe.published), "source": recipe.source} if recipe.published else {}
-    found = found.with_notes(table=shown, columns=measured, **published, **training_notes(options.run))
+    found = found.with_notes(table=shown, columns=measured, **published, **trained)
     page = jr.evaluate.save_run(
         out,
         [found],

@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
-import re
 import signal
 import sys
 import textwrap
@@ -31,6 +29,7 @@ from jaxrobust.cli import specs
 from jaxrobust.cli.evaluate import remember_programs
 from jaxrobust.cli.models import WEIGHTS
 from jaxrobust.models import save_npz
+from jaxrobust.training._run import read_rows
 
 __all__ = ["Options", "listed", "main"]
 
@@ -138,8 +137,8 @@ def _told(run: Run, result: training.TrainResult) -> str:
 class _Board:
     """Writes the rows of metrics.jsonl for TensorBoard, as they come, from a thread of its own."""
 
-    def __init__(self, writer: Any, path: _store.Path):
-        self.writer, self.path, self.written, self.ended = writer, path, 0, threading.Event()
+    def __init__(self, writer: Any, folder: _store.Path):
+        self.writer, self.folder, self.written, self.ended = writer, folder, 0, threading.Event()
 
     def watch(self) -> None:
         """Look every second, and once more at the end."""
@@ -149,9 +148,7 @@ class _Board:
 
     def write(self) -> None:
         """The rows that are new."""
-        if not self.path.is_file():
-            return
-        rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        rows = read_rows(self.folder)
         for row in rows[self.written :]:
             for name, value in row.items():
                 if name not in ("step", "epoch"):
@@ -174,7 +171,7 @@ def _board(folder: _store.Path) -> Iterator[None]:
     # written anew from the log, so that a run that went on is not there twice
     epath.Path(folder / "tensorboard").rmtree(missing_ok=True)
     with summary_writer(str(folder / "tensorboard")) as writer:
-        board = _Board(writer, folder / "training" / "metrics.jsonl")
+        board = _Board(writer, folder / "training")
         thread = threading.Thread(target=board.watch, daemon=True)
         thread.start()
         try:
@@ -194,7 +191,7 @@ def read(argv: Sequence[str]) -> Options | None:
     if known.list:
         return None
     about = "Train by a recipe: --recipe NAME, one of those that --list prints, whose settings are shown below."
-    if any(re.match(r"--train\.schedule(=|$)", text) for text in rest):
+    if any(text.partition("=")[0] == "--train.schedule" for text in rest):
         raise ValueError("--train.schedule must be given as --schedule NAME: it may be an Optax schedule too")
     recipe = recipes.find(known.recipe or "digits-at-linf")
     if known.recipe is None and not {"-h", "--help"} & set(rest):

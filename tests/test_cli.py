@@ -176,6 +176,11 @@ def test_a_finished_run_is_told_and_left(finished, data, capsys):
     assert (finished / "results.json").read_bytes() == before
 
 
+def test_report_has_no_out_to_blame(tmp_path, capsys):
+    assert main("report", tmp_path / "none") == 2
+    assert capsys.readouterr().err.startswith("error: run_dir must be the folder of a run; ")
+
+
 def test_options_that_a_finished_run_does_not_have_are_refused(finished, data, capsys):
     before = folder(finished)
     assert evaluated(data, finished, "--name", "other") == 2

@@ -241,8 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, TypeError, ValueError) as error:
         if options.debug:
             raise
-        # the library's name of the folder that the command line calls --out
-        text = re.sub(r"^run_dir\b", "--out", " ".join(str(error).split()))
+        text = " ".join(str(error).split())
+        if "out" in options:  # as these commands call the library's run_dir
+            text = re.sub(r"^run_dir\b", "--out", text)
         print(f"error: {text}", file=sys.stderr)
         return 2
     except (Exception, SystemExit) as error:  # of a user's own code, whatever it is

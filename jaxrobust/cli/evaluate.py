@@ -81,6 +81,7 @@ def _run(options: argparse.Namespace, warned: list[str], here: contextlib.ExitSt
         _write_table(out)
         say(_told(out))
         return
+    trained = models.training_notes(options.weights)  # read first, since it may be damaged
     _note_few_classes(examples)
     here.enter_context(_failures_told_apart())
     here.enter_context(_running(out))
@@ -123,7 +124,7 @@ def _run(options: argparse.Namespace, warned: list[str], here: contextlib.ExitSt
         found = found.with_notes(masking=signs.summary())
     if warned:
         found = found.with_notes(warnings=warned)
-    found = found.with_notes(**models.training_notes(options.weights))
+    found = found.with_notes(**trained)
     if not options.overwrite and _is_finished(out, config):  # by another process, in the meantime
         _complete(out, groups, config)
         say(_told(out))

@@ -6,7 +6,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import json
+import os
 import pathlib
 import sys
 import traceback
@@ -50,7 +50,7 @@ def load(text: str, *, weights: str | None = None) -> Any:
     return of(load_npz(path, module), text)
 
 
-def training_notes(folder: str | None) -> dict[str, Any]:
+def training_notes(folder: str | os.PathLike[str] | None) -> dict[str, Any]:
     """What an evaluation notes of the training behind its weights.
 
     Args:
@@ -59,10 +59,10 @@ def training_notes(folder: str | None) -> dict[str, Any]:
     Returns:
         The log as a note of the name "training"; nothing where it is no folder of a training run.
     """
-    log = None if folder is None else _store.place(folder) / "training" / "metrics.jsonl"
-    if log is None or not log.is_file():
-        return {}
-    return {"training": [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]}
+    from jaxrobust.training._run import read_rows
+
+    rows = [] if folder is None else read_rows(_store.place(folder) / "training")
+    return {"training": rows} if rows else {}
 
 
 def network(text: str) -> Any:

@@ -56,45 +56,48 @@ def objective(name: str, made: Sequence[attacks.Attack], options: Mapping[str, A
         >>> float(objective("trades", [against("linf", "0.1", 2)], {"beta": 3}).beta)
         3.0
     """
-    return _made("--objective ", name, made, dict(options or {}))
+    _checks.choice("--objective", name, training.REGISTRY)
+    return _made(f"--objective {name}", name, made, dict(options or {}))
 
 
-def _made(flag: str, name: str, made: Sequence[attacks.Attack], given: dict[str, Any]) -> Any:
-    entry = training.REGISTRY[_checks.choice(flag.rstrip(" ="), name, training.REGISTRY)]
+def _made(what: str, name: str, made: Sequence[attacks.Attack], given: dict[str, Any]) -> Any:
+    """The objective of a name that is known; `what` is how errors call it."""
+    entry = training.REGISTRY[name]
     parameters = inspect.signature(entry.factory).parameters
     named = [n for n, one in parameters.items() if n not in FROM_ATTACKS and one.kind is not one.VAR_POSITIONAL]
     within = None
     if name == "awp":
         own = {option: given.pop(option) for option in named if option in given}
-        within = _made("--option inner=", str(given.pop("inner", "adversarial")), made, given)
+        inner = _checks.choice("--option inner", str(given.pop("inner", "adversarial")), training.REGISTRY)
+        within = _made(f"--option inner={inner}", inner, made, given)
         given = own
     for option in given:
         _checks.choice(f"an option of {name}", option, [n for n in named if n not in entry.options])
     given |= entry.options
     if "teacher" in parameters or "groups" in parameters:
-        raise ValueError(f"{flag}{name} needs arrays, and so Python: jaxrobust.training.{entry.factory.__name__}")
+        raise ValueError(f"{what} needs arrays, and so Python: jaxrobust.training.{entry.factory.__name__}")
     missing = [n for n in named if parameters[n].default is inspect.Parameter.empty and n not in given]
     if missing:
-        raise ValueError(f"{flag}{name} needs --option {','.join(f'{one}=...' for one in missing)}")
+        raise ValueError(f"{what} needs --option {','.join(f'{one}=...' for one in missing)}")
     first = next(iter(parameters.values()))
     several = first.kind is first.VAR_POSITIONAL
     takes = several or first.name in FROM_ATTACKS
     if takes != bool(made) or (len(made) > 1 and not several and name != "awp"):
         wanted = ("attacks" if several else "one attack") if takes else "no attack"
-        raise ValueError(f"{flag}{name} takes {wanted}; got {len(made)}")
+        raise ValueError(f"{what} takes {wanted}; got {len(made)}")
     arguments: list[Any] = list(made)
     if within is not None:
         arguments = [within]
     elif first.name == "radius":
         if not isinstance(made[0].set, sets.Linf):
-            raise ValueError(f"{flag}{name} is for linf; got {made[0].set}")
+            raise ValueError(f"{what} is for linf; got {made[0].set}")
         arguments = [made[0].set.radius]
     elif first.name == "set":
         arguments = [made[0].set]
     try:
         return entry.factory(*arguments, **given)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{flag}{name}: {error}") from error
+        raise ValueError(f"{what}: {error}") from error
 
 
 # parameters that attacks fill

@@ -16,7 +16,7 @@ from jaxrobust import _store
 from jaxrobust.report import text
 from jaxrobust.report.format import FORMAT, OUTCOMES, RESULTS, picture_key
 
-__all__ = ["Run", "diagnostics", "load"]
+__all__ = ["Run", "diagnostics", "load", "training_log"]
 
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {

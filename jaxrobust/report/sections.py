@@ -420,10 +420,15 @@ def cost(run: Run) -> dict[str, Any] | None:
 
 def settings(run: Run) -> dict[str, Any]:
     """Everything needed to do it again."""
-    models = []
-    for model in run.models:
-        shown = [id(note) for note in (diagnostics(model), training_log(model)) if note is not None]
-        models.append(model | {"notes": {name: n for name, n in model["notes"].items() if id(n) not in shown}})
+    elsewhere = {"masking": diagnostics, "training": training_log}  # notes that have sections of their own
+
+    def is_here(name: str, model: dict[str, Any]) -> bool:
+        return name not in elsewhere or elsewhere[name](model) is None
+
+    models = [
+        model | {"notes": {name: note for name, note in model["notes"].items() if is_here(name, model)}}
+        for model in run.models
+    ]
     return {"noted": [model for model in models if model["notes"] or model["trained_on"]]}
 
 

@@ -20,7 +20,7 @@ from jaxrobust import _store
 from jaxrobust.data import Dataset, LazyDataset
 from jaxrobust.training._placement import fine_in_each
 
-__all__ = ["describe_data", "describe_parameters", "opened", "sigterm_deferred", "together", "write_rows"]
+__all__ = ["describe_data", "describe_parameters", "opened", "read_rows", "sigterm_deferred", "together", "write_rows"]
 
 FORMAT = 3
 CLOSE = 1e-5  # of an array's norm: machines and devices round the numbers that a network begins with differently
@@ -106,6 +106,12 @@ def write_rows(folder: _store.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     with _store.reached(folder):
         _store.atomically(folder / "metrics.jsonl", lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def read_rows(folder: _store.Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; none where there is no such file."""
+    log = folder / "metrics.jsonl"
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
 
 
 def describe_data(data: Dataset | LazyDataset) -> dict[str, Any]:

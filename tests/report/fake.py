@@ -125,6 +125,17 @@ def results(*, models=MODELS, attacks=ATTACKS, count=359, shape=(8, 8, 1), class
     }
 
 
+BARE = {"curves": [], "trajectories": [], "pictures": None}
+
+
+def noted(name, *notes):
+    """A run without curves or pictures, whose first models have these notes of one name."""
+    content = results() | BARE
+    for model, note in zip(content["models"], notes, strict=False):
+        model["notes"][name] = note
+    return content
+
+
 def masking(*flags, radius=8 / 255):
     """The notes of a model whose gradients were diagnosed; `flags` among "one step", "black box" and "steps"."""
     verdicts = {

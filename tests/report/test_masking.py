@@ -9,15 +9,9 @@ from jaxrobust import report
 from tests.report import fake
 from tests.report.html import Page
 
-BARE = {"curves": [], "trajectories": [], "pictures": None}
-
 
 def noted(*masking):
-    """A run whose first models have these notes of the name "masking"."""
-    content = fake.results() | BARE
-    for model, notes in zip(content["models"], masking, strict=False):
-        model["notes"]["masking"] = notes
-    return content
+    return fake.noted("masking", *masking)
 
 
 def opened(tmp_path, content):

@@ -12,7 +12,7 @@ from tests.report import fake
 from tests.report.html import Page
 
 # What a test of the words and the table need not wait for.
-BARE = {"curves": [], "trajectories": [], "pictures": None}
+BARE = fake.BARE
 
 
 def opened(tmp_path, content, **kwargs):

@@ -6,7 +6,6 @@ from jaxrobust import report
 from tests.report import fake
 from tests.report.html import Page
 
-BARE = {"curves": [], "trajectories": [], "pictures": None}
 LOG = [
     {"epoch": 1, "step": 10, "loss": 2.0, "seconds": 1.0},
     {"epoch": 2, "step": 20, "loss": 1.0, "seconds": 1.0, "val_clean_acc": 0.5, "val_adv_acc": 0.25},
@@ -16,9 +15,7 @@ CHARTS = ["Loss on the training images", "Accuracy on held-out images", "The sam
 
 
 def opened(folder, *logs):
-    content = fake.results() | BARE
-    for model, log in zip(content["models"], logs, strict=False):
-        model["notes"]["training"] = log
+    content = fake.noted("training", *logs)
     return Page(report.render(fake.write(folder, content)).read_text())
 
 
